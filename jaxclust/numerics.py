@@ -1,0 +1,334 @@
+"""Passes over rows in blocks, frames of reference, distances, checks of input.
+
+Everything here serves functions that read `x` `[N, D]` of any offset and scale
+in float32. They work in a frame, `(x - offset) / scale`, formed block by block
+while a block is in cache, so that x is never copied.
+
+Axes: N points, D features, K clusters, R restarts, B rows of a block.
+"""
+
+import enum
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# True float32 products: a GPU would round to TF32, a TPU to bfloat16.
+PRECISION = lax.Precision.HIGHEST
+
+# Numbers in a block and what is computed from it: what the caches of a CPU
+# hold, and enough rows to fill an accelerator.
+_CPU_BLOCK = 2**21
+_ACCELERATOR_BLOCK = 2**25
+
+
+class InputError(ValueError):
+  """Input that cannot be used: names the value, the bound and the remedy."""
+
+
+class StopReason(enum.IntEnum):
+  """Why an iteration is over, or that it is not."""
+
+  RUNNING = 0
+  CONVERGED = 1
+  MAX_STEPS = 2
+  NONFINITE = 3
+
+
+class Frame(NamedTuple):
+  """Coordinates in which the data are centered and of order one."""
+
+  offset: jax.Array  # [D] the mean of the data
+  scale: jax.Array  # [] root of the features' mean variance, positive
+
+  def enter(self, x: jax.Array) -> jax.Array:
+    """Maps rows `[..., D]` from the data's units into the frame."""
+    offset = jnp.broadcast_to(self.offset, x.shape)
+    return (as_float(x) - offset) / self.scale
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Maps rows `[..., D]` from the frame back into the data's units."""
+    return jnp.broadcast_to(self.offset, x.shape) + x * self.scale
+
+
+def float_dtype(x: jax.Array) -> Any:
+  """The dtype of a computation on x: float64 for float64, else float32."""
+  return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def as_float(x: jax.Array) -> jax.Array:
+  """Casts integers and half precision to float32; float64 stays."""
+  return x.astype(float_dtype(x))
+
+
+def block_rows(num_rows: int, width: int) -> int:
+  """Returns the rows of a block of which each row takes `width` numbers."""
+  on_cpu = jax.default_backend() == 'cpu'
+  budget = _CPU_BLOCK if on_cpu else _ACCELERATOR_BLOCK
+  return max(1, min(num_rows, max(256, budget // max(1, width))))
+
+
+def scan_blocks(
+  fn: Callable, carry: Any, rows: Any, block_size: int
+) -> tuple[Any, Any]:
+  """Walks over rows in blocks, with a carry and with outputs for each row.
+
+  The last block starts early enough to be whole, so some of its rows are seen
+  twice. `fresh` is 0 for those, and their outputs are written again.
+
+  Args:
+    fn: `(carry, block, fresh) -> (carry, outputs)`; `block` is `rows` cut to
+      `[B, ...]`, `fresh` is `[B]` of 0 and 1, `outputs` a pytree of `[B, ...]`.
+    carry: pytree of arrays.
+    rows: pytree of arrays `[N, ...]`.
+    block_size: B, at most N.
+
+  Returns:
+    The last carry, and the outputs as a pytree of `[N, ...]`.
+  """
+  leaves = jax.tree.leaves(rows)
+  num_rows = leaves[0].shape[0]
+  block_size = min(block_size, num_rows)
+
+  def at(start):
+    return jax.tree.map(
+      lambda a: lax.dynamic_slice_in_dim(a, start, block_size), rows
+    )
+
+  def body(i, state):
+    carry, written = state
+    start = jnp.minimum(i * block_size, num_rows - block_size)
+    fresh = start + jnp.arange(block_size) >= i * block_size
+    carry, outputs = fn(carry, at(start), fresh)
+    written = jax.tree.map(
+      lambda a, o: lax.dynamic_update_slice_in_dim(a, o, start, 0),
+      written,
+      outputs,
+    )
+    return carry, written
+
+  fresh = jax.ShapeDtypeStruct((block_size,), bool)
+  _, outputs = jax.eval_shape(fn, carry, jax.eval_shape(at, 0), fresh)
+  written = jax.tree.map(
+    lambda o: jnp.zeros((num_rows, *o.shape[1:]), o.dtype), outputs
+  )
+  num_blocks = -(-num_rows // block_size)
+  return lax.fori_loop(0, num_blocks, body, (carry, written))
+
+
+def sum_blocks(
+  fn: Callable, x: jax.Array, sample_weight: jax.Array, block_size: int
+) -> Any:
+  """Sums `fn(x [B, D], sample_weight [B])`, a pytree of sums, over all rows."""
+
+  def body(total, block, fresh):
+    x, weight = block
+    part = fn(x, jnp.where(fresh, weight, 0))
+    return jax.tree.map(jnp.add, total, part), ()
+
+  block_size = min(block_size, x.shape[0])
+  shapes = jax.eval_shape(fn, x[:block_size], sample_weight[:block_size])
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return scan_blocks(body, zeros, (x, sample_weight), block_size)[0]
+
+
+def map_blocks(fn: Callable, rows: Any, block_size: int) -> Any:
+  """Applies `fn` to blocks `[B, ...]` of rows; outputs are `[N, ...]`."""
+
+  def body(carry, block, fresh):
+    del fresh
+    return carry, fn(block)
+
+  return scan_blocks(body, (), rows, block_size)[1]
+
+
+def find_frame(
+  x: jax.Array, sample_weight: jax.Array, block_size: int
+) -> Frame:
+  """Finds the frame in which weighted data have mean 0 and mean variance 1.
+
+  Sums are of differences from one of the rows, and squares are of numbers of
+  at most 2, so that neither an offset nor a scale costs digits.
+  """
+  origin = as_float(x[jnp.argmax(sample_weight > 0)])
+
+  def first(x, weight):
+    difference = as_float(x) - origin[None]
+    return weight @ difference, weight.sum()
+
+  def largest(top, block, fresh):
+    x, weight = block
+    size = jnp.abs(as_float(x) - origin[None]).max(axis=1)
+    return jnp.maximum(top, jnp.where(weight > 0, size, 0).max()), ()
+
+  total, weight = sum_blocks(first, x, sample_weight, block_size)
+  offset = origin + total / weight
+  top, _ = scan_blocks(
+    largest, jnp.zeros((), origin.dtype), (x, sample_weight), block_size
+  )
+  top = jnp.where(top > 0, top, 1)
+
+  def second(x, weight):
+    return weight @ jnp.square((as_float(x) - offset[None]) / top).mean(axis=1)
+
+  variance = sum_blocks(second, x, sample_weight, block_size) / weight
+  return Frame(offset, top * jnp.sqrt(jnp.where(variance > 0, variance, 1)))
+
+
+def squared_distances(x: jax.Array, centers: jax.Array) -> jax.Array:
+  """Squared distances `[N, K]` of rows `[N, D]` to centers `[K, D]`.
+
+  By one matrix product. What is below the rounding of its terms is 0, so that
+  a point has no distance to itself.
+  """
+  xx = jnp.square(x).sum(axis=1)[:, None]
+  cc = jnp.square(centers).sum(axis=1)[None, :]
+  xc = jnp.matmul(x, centers.T, precision=PRECISION)
+  squared = xx + cc - 2 * xc
+  rounding = 8 * jnp.finfo(squared.dtype).eps
+  return jnp.where(squared > rounding * (xx + cc), squared, 0)
+
+
+def best_finite(scores: jax.Array) -> jax.Array:
+  """Index of the smallest finite score of `[R]`; 0 if none is finite."""
+  return jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
+
+
+def content_ids(x: jax.Array, sample_weight: jax.Array) -> jax.Array:
+  """Numbers `[N]` uint32 that go with the content of a row, not its place.
+
+  Equal rows are told apart by their occurrence, heavier ones first, so that
+  rows of weight zero do not disturb the others.
+  """
+  bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  bits = jnp.where(x == 0, jnp.uint32(0), bits)  # -0.0 is 0.0
+  multipliers = jax.random.bits(jax.random.key(0), x.shape[1:], jnp.uint32)
+  mixed = _mix(bits) * (multipliers[None] | jnp.uint32(1))
+  code = _mix(mixed.sum(axis=1, dtype=jnp.uint32))
+  place = lax.iota(jnp.int32, x.shape[0])
+  code, _, place = lax.sort((code, -sample_weight, place), num_keys=2)
+  is_first = jnp.concatenate([jnp.ones(1, bool), code[1:] != code[:-1]])
+  rank = lax.iota(jnp.int32, x.shape[0])
+  first = lax.cummax(jnp.where(is_first, rank, 0))
+  ids = _mix(code ^ _mix((rank - first).astype(jnp.uint32)))
+  return jnp.zeros_like(ids).at[place].set(ids)
+
+
+def arrivals(seed: jax.Array, ids: jax.Array, mass: jax.Array) -> jax.Array:
+  """Times `[N]` of an exponential race; the first row is a draw by mass.
+
+  The k first rows are k draws without replacement. The noise of a row depends
+  on the seed (a uint32) and on its id alone. Rows of mass 0 come after all
+  others, rows of negative mass never.
+  """
+  noise = _mix(ids ^ _mix(jnp.broadcast_to(seed, ids.shape)))
+  uniform = (noise.astype(mass.dtype) + 0.5) * 2.0**-32
+  exponential = -jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24))
+  tiny = jnp.finfo(mass.dtype).tiny * 2.0**10
+  return jnp.where(mass < 0, jnp.inf, exponential / jnp.maximum(mass, tiny))
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+  """A bijection of uint32 that spreads every bit (Wellons, lowbias32)."""
+  bits = (bits ^ (bits >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
+  bits = (bits ^ (bits >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
+  return bits ^ (bits >> jnp.uint32(16))
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+  """Returns a whole number of at least `low`.
+
+  Raises:
+    InputError: if the value is anything else.
+  """
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < low:
+    raise InputError(
+      f'{name} is {value!r}: it must be a whole number of at least {low}'
+    )
+  return int(value)
+
+
+def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+  """Checks points and weights as far as they are concrete.
+
+  Args:
+    x: `[N, D]` numbers.
+    sample_weight: `[N]`, at least 0 and with a positive sum, or None.
+
+  Returns:
+    x as an array, and weights `[N]` in the dtype of the computation.
+
+  Raises:
+    InputError: for a wrong shape, NaN, infinity, numbers whose squares sum to
+      more than floats hold, or weights out of range. Traced values are not
+      looked at.
+  """
+  if getattr(x, 'dtype', None) is None:
+    x = np.asarray(x)
+  if x.ndim != 2 or 0 in x.shape:
+    raise InputError(
+      f'x has shape {tuple(x.shape)}: it must be [N, D], both at least 1'
+    )
+  if not jnp.issubdtype(x.dtype, jnp.number):
+    raise InputError(f'x is of dtype {x.dtype}: it must be real numbers')
+  if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+    warnings.warn('x is float64 and is cast to float32', stacklevel=3)
+  x = jnp.asarray(x)
+  if not isinstance(x, jax.core.Tracer):
+    _check_values(x)
+  dtype = float_dtype(x)
+  if sample_weight is None:
+    return x, jnp.ones(x.shape[0], dtype)
+  weight = jnp.asarray(sample_weight).astype(dtype)
+  if weight.shape != x.shape[:1]:
+    raise InputError(
+      f'sample_weight has shape {weight.shape}: x has {x.shape[0]} rows, '
+      'each needs one weight'
+    )
+  if not isinstance(weight, jax.core.Tracer):
+    _check_weights(weight)
+  return x, weight
+
+
+@jax.jit
+def _largest(x):
+  return jnp.abs(as_float(x)).max()
+
+
+def _check_values(x: jax.Array) -> None:
+  largest = float(_largest(x))
+  if not np.isfinite(largest):
+    bad = np.argwhere(~np.isfinite(np.asarray(as_float(x))))
+    row, column = bad[0]
+    raise InputError(
+      f'x has {len(bad)} values that are NaN or infinite, the first '
+      f'({x[row, column]}) at row {row}, column {column}: '
+      'remove those rows or fill them in'
+    )
+  dtype = float_dtype(x)
+  bound = float(np.sqrt(float(jnp.finfo(dtype).max) / (4 * x.size)))
+  if largest > bound:
+    raise InputError(
+      f'x reaches {largest:.3g}: beyond {bound:.3g} sums of squares overflow '
+      f'{dtype}; divide x by a constant'
+    )
+
+
+def _check_weights(weight: jax.Array) -> None:
+  values = np.asarray(weight)
+  bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+  if bad.size:
+    raise InputError(
+      f'sample_weight[{bad[0]}] is {values[bad[0]]}, the first of {bad.size} '
+      'that are: weights must be finite and at least 0'
+    )
+  if not values.sum() > 0:
+    raise InputError(
+      'sample_weight sums to 0: at least one weight must be positive'
+    )
