@@ -100,9 +100,15 @@ def fit(
     block_size=block_size,
   )
   max_steps = numerics.check_count('max_steps', max_steps)
-  x, sample_weight = _as_arrays(x, sample_weight)
-  result = _finish(
-    state, x, sample_weight, max_steps, tol, block_size=block_size
+  result = best(
+    complete(
+      state,
+      x,
+      max_steps=max_steps,
+      tol=tol,
+      sample_weight=sample_weight,
+      block_size=block_size,
+    )
   )
   warn(result)
   return result
@@ -174,7 +180,7 @@ def run(
     The new state, and the inertia after each step `[num_steps, R]`; a run that
     has stopped repeats its last one.
   """
-  x, sample_weight = _as_arrays(x, sample_weight)
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
   history = jnp.broadcast_to(
     state.inertia[None], (num_steps, *state.inertia.shape)
   )
@@ -182,6 +188,24 @@ def run(
   return _iterate(
     state, x, sample_weight, limit, max_steps, tol, history, block_size
   )
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def complete(
+  state: KMeansState,
+  x: jax.Array,
+  *,
+  max_steps: int = 300,
+  tol: float = 1e-4,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> KMeansState:
+  """Steps every run until it stops; arguments as for `run`."""
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  history = jnp.zeros((0, *state.inertia.shape), state.inertia.dtype)
+  return _iterate(
+    state, x, sample_weight, max_steps, max_steps, tol, history, block_size
+  )[0]
 
 
 def step(
@@ -196,7 +220,7 @@ def step(
   A cluster without points takes the point that is farthest from all centers.
   A run whose score is not finite keeps its centers and stops.
   """
-  x, sample_weight = _as_arrays(x, sample_weight)
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
   frame = state.frame
   occupied = state.counts > 0
   weight = jnp.where(occupied, state.counts, 1)[..., None]
@@ -430,16 +454,6 @@ def _random_rows(
 SEEDINGS = {'k-means++': _plus_plus, 'random': _random_rows}
 
 
-@functools.partial(jax.jit, static_argnames='block_size')
-def _finish(state, x, sample_weight, max_steps, tol, *, block_size):
-  """Iterates all runs to their end and returns the best."""
-  history = jnp.zeros((0, *state.inertia.shape), state.inertia.dtype)
-  state, _ = _iterate(
-    state, x, sample_weight, max_steps, max_steps, tol, history, block_size
-  )
-  return best(state)
-
-
 def _iterate(
   state, x, sample_weight, limit, max_steps, tol, history, block_size
 ):
@@ -558,14 +572,6 @@ def _predict(centers, x, *, block_size):
 def _spread(centers):
   spread = jnp.abs(centers - centers.mean(axis=0)[None]).max()
   return jnp.where(spread > 0, spread, 1)
-
-
-def _as_arrays(x, sample_weight):
-  x = jnp.asarray(x)
-  dtype = numerics.float_dtype(x)
-  if sample_weight is None:
-    return x, jnp.ones(x.shape[0], dtype)
-  return x, jnp.asarray(sample_weight).astype(dtype)
 
 
 def _block_rows(x, num_restarts, num_clusters, block_size):

@@ -66,6 +66,16 @@ def as_float(x: jax.Array) -> jax.Array:
   return x.astype(float_dtype(x))
 
 
+def as_arrays(
+  x: jax.Array, sample_weight: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """Points `[N, D]`, and weights `[N]` in the dtype of the computation."""
+  x = jnp.asarray(x)
+  if sample_weight is None:
+    return x, jnp.ones(x.shape[0], float_dtype(x))
+  return x, jnp.asarray(sample_weight).astype(float_dtype(x))
+
+
 def block_rows(num_rows: int, width: int) -> int:
   """Returns the rows of a block of which each row takes `width` numbers."""
   on_cpu = jax.default_backend() == 'cpu'

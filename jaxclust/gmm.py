@@ -1,0 +1,914 @@
+"""Gaussian mixtures by expectation-maximisation (EM).
+
+The density is `p(x) = sum_k w_k N(x; mu_k, L_k L_k^T)`. The E-step sums the
+moments of the responsibilities about the current means, block by block; they
+add up over blocks, batches and devices. The M-step takes the parameters from
+them. A covariance is held as its Cholesky factor, with a shape for each family:
+
+  full       [K, D, D]   a matrix for each component
+  tied       [1, D, D]   one matrix for all
+  diag       [K, D]      a standard deviation for each component and feature
+  spherical  [K, 1]      one for each component
+
+so that the shape tells the family (where two agree, so do the densities).
+
+Axes: N points, D features, K components, R restarts, B rows of a block.
+
+References:
+  Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via
+    the EM algorithm, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
+  Bishop (2006), Pattern recognition and machine learning, section 9.2.2
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxclust import kmeans, numerics
+from jaxclust.numerics import PRECISION, Frame, InputError, StopReason
+
+
+class GMMParams(NamedTuple):
+  """A mixture of Gaussians."""
+
+  log_weights: jax.Array  # [K]
+  means: jax.Array  # [K, D]
+  scale_tril: jax.Array  # [K, D, D], [1, D, D], [K, D] or [K, 1]
+
+
+class Moments(NamedTuple):
+  """Sums over points of responsibilities and of moments about the means."""
+
+  counts: jax.Array  # [K]
+  first: jax.Array  # [K, D]
+  second: jax.Array  # as scale_tril
+
+
+class GMMState(NamedTuple):
+  """R runs of EM, in the coordinates of a frame.
+
+  Moments and likelihood are those of the parameters beside them.
+  """
+
+  frame: Frame
+  params: GMMParams  # [R, ...]
+  moments: Moments  # [R, ...]
+  log_likelihood: jax.Array  # [R] mean per point
+  num_steps: jax.Array  # [R] int32
+  stop_reason: jax.Array  # [R] int32, a StopReason
+  num_repaired: jax.Array  # [R] int32, covariances that needed a larger ridge
+
+
+class GMMResult(NamedTuple):
+  """The best of the runs, in the data's units, components by falling weight."""
+
+  params: GMMParams
+  counts: jax.Array  # [K] weight of the points of each component
+  log_likelihood: jax.Array  # [] mean per point
+  num_steps: jax.Array  # [] int32
+  stop_reason: jax.Array  # [] int32, a StopReason
+  num_repaired: jax.Array  # [] int32, covariances that needed a larger ridge
+  log_likelihoods: jax.Array  # [R] of all runs
+
+  @property
+  def converged(self) -> jax.Array:
+    return self.stop_reason == StopReason.CONVERGED
+
+
+class Family(NamedTuple):
+  """The functions in which one family of covariances differs from others."""
+
+  shape: Callable  # (K, D) -> shape of scale_tril
+  num_parameters: Callable  # (K, D) -> free numbers in all covariances
+  precision: Callable  # scale_tril -> its inverse
+  log_det: Callable  # scale_tril -> [K] or [1]
+  whiten: Callable  # precision, means, x [B, D] -> [K, B, D]
+  color: Callable  # one component's scale, noise [B, D] -> [B, D]
+  scatter: Callable  # responsibilities [K, B], weight [B], means, x -> second
+  covariance: Callable  # moments, shift [K, D] -> covariance
+  factor: Callable  # covariance, ridge -> scale_tril, which are sound
+
+
+def fit(
+  key: jax.Array,
+  x: jax.Array,
+  *,
+  num_components: int,
+  covariance: str = 'full',
+  num_restarts: int = 1,
+  init: Any = 'k-means',
+  max_steps: int = 100,
+  tol: float = 1e-3,
+  reg: float = 1e-6,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> GMMResult:
+  """Fits a mixture by EM, from several starts, and keeps the likeliest.
+
+  Args:
+    key: a JAX random key; each restart draws from `fold_in(key, restart)`.
+    x: `[N, D]` points.
+    num_components: K, at most N.
+    covariance: 'full', 'tied', 'diag' or 'spherical'.
+    num_restarts: R.
+    init: 'k-means' (EM starts from its clusters), 'k-means++' or 'random' (from
+      rows, with equal weights and the data's covariance), means `[K, D]` or
+      `[R, K, D]` (likewise), or `GMMParams` to go on from.
+    max_steps: most steps of a restart.
+    tol: a restart has converged when a step gains at most this much mean
+      log-likelihood.
+    reg: ridge on the covariances, in units of the features' mean variance.
+    sample_weight: `[N]` weights; a row of weight 0 changes nothing.
+    block_size: rows in a block of a pass, chosen by size if None.
+
+  Returns:
+    The run of largest finite likelihood.
+
+  Raises:
+    InputError: for input that cannot be fitted.
+  """
+  state = start(
+    key,
+    x,
+    num_components=num_components,
+    covariance=covariance,
+    num_restarts=num_restarts,
+    init=init,
+    reg=reg,
+    sample_weight=sample_weight,
+    block_size=block_size,
+  )
+  state = complete(
+    state,
+    x,
+    max_steps=numerics.check_count('max_steps', max_steps),
+    tol=tol,
+    reg=reg,
+    sample_weight=sample_weight,
+    block_size=block_size,
+  )
+  result = best(state)
+  warn(result)
+  return result
+
+
+def start(
+  key: jax.Array,
+  x: jax.Array,
+  *,
+  num_components: int,
+  covariance: str = 'full',
+  num_restarts: int = 1,
+  init: Any = 'k-means',
+  reg: float = 1e-6,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> GMMState:
+  """Starts R runs and makes their first E-step; arguments as for `fit`."""
+  x, sample_weight = numerics.check_points(x, sample_weight)
+  num_components = numerics.check_count('num_components', num_components)
+  if covariance not in FAMILIES:
+    raise InputError(
+      f'covariance is {covariance!r}: it must be one of {", ".join(FAMILIES)}'
+    )
+  if num_components > x.shape[0]:
+    raise InputError(
+      f'num_components is {num_components}, but x has only {x.shape[0]} rows: '
+      'ask for at most as many components as rows'
+    )
+  options = {'sample_weight': sample_weight, 'block_size': block_size}
+  static = {'family': covariance, 'block_size': block_size}
+  if isinstance(init, GMMParams):
+    _check_params(init, num_components, covariance, x.shape[1])
+    return _start_from_params(init, x, sample_weight, **static)
+  if isinstance(init, str) and init not in ('k-means', *kmeans.SEEDINGS):
+    names = ', '.join(('k-means', *kmeans.SEEDINGS))
+    raise InputError(
+      f'init is {init!r}: it must be one of {names}, means, or GMMParams'
+    )
+  clusters = init == 'k-means' if isinstance(init, str) else False
+  state = kmeans.start(
+    key,
+    x,
+    num_clusters=num_components,
+    num_restarts=num_restarts,
+    init='k-means++' if clusters else init,
+    **options,
+  )
+  if clusters:
+    state = kmeans.complete(state, x, **options)
+    return _start_from_clusters(
+      state.centers, state.frame, x, sample_weight, reg, **static
+    )
+  return _start_from_means(
+    state.centers, state.frame, x, sample_weight, reg, **static
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('num_steps', 'block_size'))
+def run(
+  state: GMMState,
+  x: jax.Array,
+  num_steps: int,
+  *,
+  max_steps: int = 100,
+  tol: float = 1e-3,
+  reg: float = 1e-6,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> tuple[GMMState, jax.Array]:
+  """Makes up to num_steps further steps of every run that has not stopped.
+
+  Args:
+    state: R runs, from `start` or `run`.
+    x: `[N, D]` the same points.
+    num_steps: most steps of this call.
+    max_steps: most steps of a run over all calls.
+    tol: as for `fit`.
+    reg: as for `fit`.
+    sample_weight: `[N]` or None.
+    block_size: as for `fit`.
+
+  Returns:
+    The new state, and the mean log-likelihood after each step
+    `[num_steps, R]`; a run that has stopped repeats its last one.
+  """
+  limit = jnp.minimum(max_steps, state.num_steps + num_steps)
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  return _iterate(
+    state,
+    x,
+    sample_weight,
+    limit,
+    max_steps,
+    tol,
+    reg,
+    num_steps,
+    block_size,
+  )
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def complete(
+  state: GMMState,
+  x: jax.Array,
+  *,
+  max_steps: int = 100,
+  tol: float = 1e-3,
+  reg: float = 1e-6,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> GMMState:
+  """Steps every run until it stops; arguments as for `run`."""
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  limit = jnp.broadcast_to(max_steps, state.num_steps.shape)
+  return _iterate(
+    state, x, sample_weight, limit, max_steps, tol, reg, 0, block_size
+  )[0]
+
+
+def step(
+  state: GMMState,
+  x: jax.Array,
+  sample_weight: jax.Array | None = None,
+  tol: float = 1e-3,
+  reg: float = 1e-6,
+  block_size: int | None = None,
+) -> GMMState:
+  """One M-step and one E-step of a single run (a state without R).
+
+  A run whose likelihood is not finite keeps its parameters and stops.
+  """
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  params, num_repaired = m_step(state.params, state.moments, reg)
+  moments, log_likelihood = e_step(
+    params, x, sample_weight, state.frame, block_size
+  )
+  gain = log_likelihood - state.log_likelihood
+  reason = jnp.where(gain <= tol, StopReason.CONVERGED, StopReason.RUNNING)
+  moved = GMMState(
+    frame=state.frame,
+    params=params,
+    moments=moments,
+    log_likelihood=log_likelihood,
+    num_steps=state.num_steps + 1,
+    stop_reason=reason.astype(jnp.int32),
+    num_repaired=num_repaired,
+  )
+  stuck = state._replace(
+    stop_reason=jnp.full_like(state.stop_reason, StopReason.NONFINITE)
+  )
+  finite = jnp.isfinite(log_likelihood)
+  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, stuck)
+
+
+def e_step(
+  params: GMMParams,
+  x: jax.Array,
+  sample_weight: jax.Array,
+  frame: Frame,
+  block_size: int | None = None,
+) -> tuple[Moments, jax.Array]:
+  """Moments of all points, and their mean log-likelihood.
+
+  Args:
+    params: K components in the frame.
+    x: `[N, D]` in the data's units.
+    sample_weight: `[N]`.
+    frame: coordinates of params.
+    block_size: rows in a block, chosen by size if None.
+  """
+  family = FAMILIES[family_of(params)]
+  precision = family.precision(params.scale_tril)
+
+  def part(x, weight):
+    x = frame.enter(x)
+    joint = _log_joint(params, precision, x)
+    log_prob = jax.nn.logsumexp(joint, axis=0)
+    responsibilities = jnp.exp(joint - log_prob[None])
+    moments = _moments(family, responsibilities, weight, params.means, x)
+    return moments, weight @ log_prob
+
+  block_size = _block_rows(x, params.means.shape[0], block_size)
+  moments, total = numerics.sum_blocks(part, x, sample_weight, block_size)
+  return moments, total / sample_weight.sum()
+
+
+def m_step(
+  params: GMMParams, moments: Moments, reg: jax.Array
+) -> tuple[GMMParams, jax.Array]:
+  """Parameters that maximise the expected likelihood, given the moments.
+
+  A component that has lost all its points keeps its place and its shape. A
+  covariance that is singular in spite of the ridge gets the first of a growing
+  series of ridges that makes it sound.
+
+  Returns:
+    The parameters, and how many covariances were repaired, `[]` int32.
+  """
+  family = FAMILIES[family_of(params)]
+  counts, first, second = moments
+  occupied = counts > 0
+  shift = _per_count(first, counts)
+  covariance = family.covariance(second, counts, shift)
+  scale_tril, num_repaired = _factor_with_repair(family, covariance, reg)
+  if scale_tril.shape[0] == counts.shape[0]:
+    scale_tril = jnp.where(
+      _along(occupied, scale_tril), scale_tril, params.scale_tril
+    )
+  weights = jnp.maximum(counts / counts.sum(), jnp.finfo(counts.dtype).tiny)
+  params = GMMParams(jnp.log(weights), params.means + shift, scale_tril)
+  return params, num_repaired
+
+
+def best(state: GMMState) -> GMMResult:
+  """Returns the run of largest finite likelihood, in the data's units."""
+  index = numerics.best_finite(-state.log_likelihood)
+  params = jax.tree.map(lambda a: a[index], state.params)
+  counts = state.moments.counts[index]
+  order = jnp.argsort(-params.log_weights, stable=True)
+  scale_tril = params.scale_tril * state.frame.scale
+  if scale_tril.shape[0] == order.shape[0]:
+    scale_tril = scale_tril[order]
+  num_features = params.means.shape[1]
+  likelihoods = state.log_likelihood - num_features * jnp.log(state.frame.scale)
+  return GMMResult(
+    params=GMMParams(
+      params.log_weights[order],
+      state.frame.leave(params.means[order]),
+      scale_tril,
+    ),
+    counts=counts[order],
+    log_likelihood=likelihoods[index],
+    num_steps=state.num_steps[index],
+    stop_reason=state.stop_reason[index],
+    num_repaired=state.num_repaired[index],
+    log_likelihoods=likelihoods,
+  )
+
+
+def log_prob(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Log-densities `[N]` of points `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  joint = _log_joint_of(params, x, block_size)
+  return jax.nn.logsumexp(joint, axis=1)
+
+
+def responsibilities(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Probabilities `[N, K]` of the components given each point of `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return jax.nn.softmax(_log_joint_of(params, x, block_size), axis=1)
+
+
+def predict(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  joint = _log_joint_of(params, x, block_size)
+  return jnp.argmax(joint, axis=1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames='num_samples')
+def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
+  """Draws points `[num_samples, D]` from the mixture."""
+  family = FAMILIES[family_of(params)]
+  num_components, num_features = params.means.shape
+  label_key, noise_key = jax.random.split(key)
+  labels = jax.random.categorical(
+    label_key, params.log_weights, shape=(num_samples,)
+  )
+  noise = jax.random.normal(
+    noise_key, (num_samples, num_features), params.means.dtype
+  )
+
+  def body(k, x):
+    scale = params.scale_tril[k % params.scale_tril.shape[0]]
+    drawn = params.means[k][None] + family.color(scale, noise)
+    return jnp.where((labels == k)[:, None], drawn, x)
+
+  return lax.fori_loop(0, num_components, body, noise)
+
+
+def bic(
+  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+) -> jax.Array:
+  """Bayesian information criterion of the points `[N, D]`; lower is better."""
+  total, weight = _total_log_prob(params, x, sample_weight)
+  return num_parameters(params) * jnp.log(weight) - 2 * total
+
+
+def aic(
+  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+) -> jax.Array:
+  """Akaike information criterion of the points `[N, D]`; lower is better."""
+  total, _ = _total_log_prob(params, x, sample_weight)
+  return 2 * num_parameters(params) - 2 * total
+
+
+def num_parameters(params: GMMParams) -> int:
+  """Free numbers of the mixture."""
+  num_components, num_features = params.means.shape
+  family = FAMILIES[family_of(params)]
+  shapes = family.num_parameters(num_components, num_features)
+  return shapes + num_components * num_features + num_components - 1
+
+
+def family_of(params: GMMParams) -> str:
+  """The name of the family, from the shape of the factors."""
+  shape = params.scale_tril.shape
+  if len(shape) == 3:
+    return 'full' if shape[0] == params.means.shape[0] else 'tied'
+  return 'spherical' if shape[1] == 1 else 'diag'
+
+
+def warn(result: GMMResult) -> None:
+  """Warns of what a concrete result falls short of."""
+  if isinstance(result.log_likelihood, jax.core.Tracer):
+    return
+  num_components, num_features = result.params.means.shape
+  messages = []
+  family = family_of(result.params)
+  counts = result.counts if family == 'full' else result.counts.sum()[None]
+  few = int((counts <= num_features).sum())
+  if few and family in ('full', 'tied'):
+    messages.append(
+      f'{few} of {counts.shape[0]} covariances are rank-deficient: they have '
+      f'no more points than the {num_features} features and rest on reg; use '
+      "covariance='diag' or fewer components"
+    )
+  repaired = int(result.num_repaired)
+  if repaired:
+    messages.append(
+      f'{repaired} covariances were singular and got a larger ridge than reg: '
+      'raise reg'
+    )
+  empty = int((result.counts <= 0).sum())
+  if empty:
+    messages.append(
+      f'{empty} of {num_components} components have lost all their points: '
+      'use fewer'
+    )
+  reason = int(result.stop_reason)
+  if reason == StopReason.MAX_STEPS:
+    messages.append(
+      f'EM did not converge in {int(result.num_steps)} steps: '
+      'raise max_steps or tol'
+    )
+  if reason == StopReason.NONFINITE:
+    messages.append(
+      'EM stopped: the likelihood is not finite; the last finite parameters '
+      'are kept. Raise reg, and look for NaN or very large values in x'
+    )
+  for message in messages:
+    warnings.warn(message, stacklevel=3)
+
+
+@functools.partial(jax.jit, static_argnames=('family', 'block_size'))
+def _start_from_clusters(
+  centers, frame, x, sample_weight, reg, *, family, block_size
+):
+  """Runs whose first responsibilities are the labels of centers `[R, K, D]`."""
+  functions = FAMILIES[family]
+  num_components, num_features = centers.shape[1:]
+  shape = functions.shape(num_components, num_features)
+
+  def start_one(centers):
+    def part(x, weight):
+      x = frame.enter(x)
+      labels = jnp.argmin(numerics.squared_distances(x, centers), axis=1)
+      members = jax.nn.one_hot(labels, num_components, axis=0, dtype=x.dtype)
+      return _moments(functions, members, weight, centers, x)
+
+    moments = numerics.sum_blocks(
+      part, x, sample_weight, _block_rows(x, num_components, block_size)
+    )
+    scale_tril = jnp.ones(shape, centers.dtype)
+    if len(shape) == 3:
+      scale_tril = scale_tril * jnp.eye(num_features)[None]
+    params = GMMParams(jnp.zeros(num_components), centers, scale_tril)
+    return m_step(params, moments, reg)
+
+  params, num_repaired = lax.map(start_one, centers)
+  return _first_state(params, num_repaired, x, sample_weight, frame, block_size)
+
+
+@functools.partial(jax.jit, static_argnames=('family', 'block_size'))
+def _start_from_means(
+  means, frame, x, sample_weight, reg, *, family, block_size
+):
+  """Runs with means `[R, K, D]`, equal weights and the data's covariance."""
+  functions = FAMILIES[family]
+  num_restarts, num_components, num_features = means.shape
+  center = jnp.zeros((1, num_features), means.dtype)
+
+  def part(x, weight):
+    x = frame.enter(x)
+    everyone = jnp.ones((1, x.shape[0]), x.dtype)
+    return _moments(functions, everyone, weight, center, x)
+
+  counts, first, second = numerics.sum_blocks(
+    part, x, sample_weight, _block_rows(x, 1, block_size)
+  )
+  covariance = functions.covariance(second, counts, _per_count(first, counts))
+  scale_tril, num_repaired = _factor_with_repair(functions, covariance, reg)
+  shape = functions.shape(num_components, num_features)
+  params = GMMParams(
+    jnp.full((num_restarts, num_components), -jnp.log(float(num_components))),
+    means,
+    jnp.broadcast_to(scale_tril[None], (num_restarts, *shape)),
+  )
+  num_repaired = jnp.broadcast_to(num_repaired, (num_restarts,))
+  return _first_state(params, num_repaired, x, sample_weight, frame, block_size)
+
+
+@functools.partial(jax.jit, static_argnames=('family', 'block_size'))
+def _start_from_params(params, x, sample_weight, *, family, block_size):
+  """One run that goes on from given parameters, in the data's units."""
+  del family
+  frame = numerics.find_frame(x, sample_weight, _block_rows(x, 1, block_size))
+  params = GMMParams(
+    params.log_weights,
+    frame.enter(params.means),
+    params.scale_tril / frame.scale,
+  )
+  params = jax.tree.map(lambda a: a[None], params)
+  none = jnp.zeros(1, jnp.int32)
+  return _first_state(params, none, x, sample_weight, frame, block_size)
+
+
+def _first_state(params, num_repaired, x, sample_weight, frame, block_size):
+  """The state of runs that stand at params `[R, ...]` in the frame."""
+  moments, log_likelihood = lax.map(
+    lambda params: e_step(params, x, sample_weight, frame, block_size), params
+  )
+  steps = jnp.zeros_like(num_repaired)
+  reason = jnp.where(
+    jnp.isfinite(log_likelihood), StopReason.RUNNING, StopReason.NONFINITE
+  )
+  return GMMState(
+    frame=frame,
+    params=params,
+    moments=moments,
+    log_likelihood=log_likelihood,
+    num_steps=steps,
+    stop_reason=reason.astype(jnp.int32),
+    num_repaired=num_repaired,
+  )
+
+
+def _iterate(
+  state, x, sample_weight, limit, max_steps, tol, reg, num_rows, block_size
+):
+  """Steps the runs one after another, each up to its limit `[R]`."""
+  frame = state.frame
+  rows = lax.iota(jnp.int32, num_rows)
+
+  def one(run):
+    begun, limit = run[0].num_steps, run[1]
+
+    def active(carry):
+      state, _ = carry
+      running = state.stop_reason == StopReason.RUNNING
+      return running & (state.num_steps < limit)
+
+    def body(carry):
+      old, scores = carry
+      new = step(old, x, sample_weight, tol, reg, block_size)
+      since = rows >= old.num_steps - begun
+      return new, jnp.where(since, new.log_likelihood, scores)
+
+    state = run[0]._replace(frame=frame)
+    scores = jnp.broadcast_to(state.log_likelihood, (num_rows,))
+    state, scores = lax.while_loop(active, body, (state, scores))
+    return state._replace(frame=None), scores
+
+  runs, history = lax.map(one, (state._replace(frame=None), limit))
+  out = (runs.stop_reason == StopReason.RUNNING) & (runs.num_steps >= max_steps)
+  reason = jnp.where(out, StopReason.MAX_STEPS, runs.stop_reason)
+  runs = runs._replace(frame=frame, stop_reason=reason.astype(jnp.int32))
+  return runs, history.T
+
+
+def _moments(family, responsibilities, weight, means, x):
+  """Moments of a block, from responsibilities `[K, B]` and weights `[B]`."""
+  weighted = responsibilities * weight[None]
+  counts = weighted.sum(axis=1)
+  first = jnp.matmul(weighted, x, precision=PRECISION)
+  return Moments(
+    counts,
+    first - counts[:, None] * means,
+    family.scatter(responsibilities, weight, means, x),
+  )
+
+
+def _log_joint(params, precision, x):
+  """`log w_k + log N(x_n; k)` as `[K, B]`."""
+  family = FAMILIES[family_of(params)]
+  white = family.whiten(precision, params.means, x)
+  num_features = x.shape[1]
+  log_norm = (
+    params.log_weights
+    - family.log_det(params.scale_tril, num_features)
+    - 0.5 * num_features * jnp.log(2 * jnp.pi)
+  )
+  return log_norm[:, None] - 0.5 * jnp.square(white).sum(axis=-1)
+
+
+def _log_joint_of(params, x, block_size):
+  x, _ = numerics.check_points(x)
+  if params.means.shape[-1] != x.shape[1]:
+    raise InputError(
+      f'x has {x.shape[1]} features, the mixture has {params.means.shape[-1]}'
+    )
+  return _log_joint_blocks(params, x, block_size=block_size)
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def _log_joint_blocks(params, x, *, block_size):
+  """`log w_k + log N(x_n; k)` as `[N, K]`, in the units of the data."""
+  precision = FAMILIES[family_of(params)].precision(params.scale_tril)
+  offset = params.means.mean(axis=0)
+  frame = Frame(offset, jnp.ones((), offset.dtype))
+  centered = params._replace(means=frame.enter(params.means))
+  return numerics.map_blocks(
+    lambda x: _log_joint(centered, precision, frame.enter(x)).T,
+    x,
+    _block_rows(x, params.means.shape[0], block_size),
+  )
+
+
+def _total_log_prob(params, x, sample_weight):
+  """Sum of the weighted log-densities, and sum of the weights."""
+  x, sample_weight = numerics.check_points(x, sample_weight)
+  return sample_weight @ log_prob(params, x), sample_weight.sum()
+
+
+def _factor_with_repair(family, covariance, reg):
+  """Factors covariances, with larger ridges where reg does not do."""
+  ridge = jnp.full(covariance.shape[0], reg, covariance.dtype)
+  floor = jnp.finfo(covariance.dtype).eps
+  finite = jnp.isfinite(covariance).all(axis=tuple(range(1, covariance.ndim)))
+
+  def unsound(carry):
+    _, _, sound = carry
+    return jnp.any(finite & ~sound)
+
+  def grow(carry):
+    ridge, _, sound = carry
+    ridge = jnp.where(sound, ridge, jnp.maximum(2 * ridge, floor))
+    return ridge, *family.factor(covariance, ridge)
+
+  carry = ridge, *family.factor(covariance, ridge)
+  ridge, scale_tril, _ = lax.while_loop(unsound, grow, carry)
+  return scale_tril, (ridge > reg).sum(dtype=jnp.int32)
+
+
+def _per_count(total, counts):
+  """Divides sums `[K, ...]` by counts `[K]`; 0 where nothing was counted."""
+  return total / _along(jnp.where(counts > 0, counts, 1), total)
+
+
+def _along(values, like):
+  """Values `[K]` as an array that broadcasts along the first axis of like."""
+  return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _block_rows(x, num_components, block_size):
+  """Rows of a block of a pass, unless the caller says."""
+  width = (num_components + 1) * x.shape[1]
+  return min(block_size or numerics.block_rows(x.shape[0], width), x.shape[0])
+
+
+def _check_params(params, num_components, covariance, num_features):
+  shape = FAMILIES[covariance].shape(num_components, num_features)
+  if params.means.shape != (num_components, num_features) or (
+    params.scale_tril.shape != shape
+  ):
+    raise InputError(
+      f'init has means {params.means.shape} and scale_tril '
+      f'{params.scale_tril.shape}: {covariance} needs '
+      f'{(num_components, num_features)} and {shape}'
+    )
+
+
+def _differences(means, x):
+  return x[None] - means[:, None]
+
+
+def _inverse_tril(scale_tril):
+  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
+  return lax.linalg.triangular_solve(
+    scale_tril,
+    jnp.broadcast_to(eye, scale_tril.shape),
+    left_side=True,
+    lower=True,
+  )
+
+
+def _log_det_tril(scale_tril, num_features):
+  del num_features
+  return jnp.log(jnp.diagonal(scale_tril, axis1=1, axis2=2)).sum(axis=1)
+
+
+def _color_tril(scale, noise):
+  return jnp.matmul(noise, scale.T, precision=PRECISION)
+
+
+def _factor_tril(covariance, ridge):
+  """Cholesky factors `[K, D, D]`, and which have pivots above rounding."""
+  num_features = covariance.shape[-1]
+  eye = jnp.eye(num_features, dtype=covariance.dtype)
+  covariance = covariance + ridge[:, None, None] * eye[None]
+  scale_tril = lax.linalg.cholesky(covariance)
+  pivots = jnp.square(jnp.diagonal(scale_tril, axis1=1, axis2=2)).min(axis=1)
+  largest = jnp.diagonal(covariance, axis1=1, axis2=2).max(axis=1)
+  sound = pivots > jnp.finfo(covariance.dtype).eps * largest
+  return jnp.tril(scale_tril), sound
+
+
+def _full_whiten(precision, means, x):
+  return jnp.einsum(
+    'kbd,ked->kbe', _differences(means, x), precision, precision=PRECISION
+  )
+
+
+def _full_scatter(responsibilities, weight, means, x):
+  difference = _differences(means, x)
+  weighted = (responsibilities * weight[None])[..., None] * difference
+  return jnp.einsum('kbd,kbe->kde', weighted, difference, precision=PRECISION)
+
+
+def _full_covariance(second, counts, shift):
+  return _per_count(second, counts) - shift[:, :, None] * shift[:, None, :]
+
+
+def _tied_whiten(precision, means, x):
+  x = jnp.matmul(x, precision[0].T, precision=PRECISION)
+  means = jnp.matmul(means, precision[0].T, precision=PRECISION)
+  return _differences(means, x)
+
+
+def _tied_scatter(responsibilities, weight, means, x):
+  """Scatter about the mean expected at each point, and of means about it.
+
+  `sum_k r_k (mu_k - m)(mu_k - m)^T` is a sum over pairs of components of
+  `r_k r_l (mu_k - mu_l)(mu_k - mu_l)^T`: no product of size N D^2 but one.
+  """
+  weighted = responsibilities * weight[None]
+  residual = x - jnp.matmul(responsibilities.T, means, precision=PRECISION)
+  within = jnp.matmul(
+    (residual * weight[:, None]).T, residual, precision=PRECISION
+  )
+  shared = jnp.matmul(weighted, responsibilities.T, precision=PRECISION)
+  shared = shared * (1 - jnp.eye(means.shape[0], dtype=means.dtype))
+  laplacian = jnp.diag(shared.sum(axis=1)) - shared
+  between = means.T @ jnp.matmul(laplacian, means, precision=PRECISION)
+  return (within + between)[None]
+
+
+def _tied_covariance(second, counts, shift):
+  moved = jnp.matmul((shift * counts[:, None]).T, shift, precision=PRECISION)
+  return (second - moved[None]) / counts.sum()
+
+
+def _diag_whiten(precision, means, x):
+  return _differences(means, x) * precision[:, None]
+
+
+def _diag_scatter(responsibilities, weight, means, x):
+  weighted = responsibilities * weight[None]
+  squares = jnp.square(_differences(means, x))
+  return jnp.einsum('kb,kbd->kd', weighted, squares, precision=PRECISION)
+
+
+def _diag_covariance(second, counts, shift):
+  return _per_count(second, counts) - jnp.square(shift)
+
+
+def _spherical_scatter(responsibilities, weight, means, x):
+  squares = _diag_scatter(responsibilities, weight, means, x)
+  return squares.mean(axis=1, keepdims=True)
+
+
+def _spherical_covariance(second, counts, shift):
+  moved = jnp.square(shift).mean(axis=1, keepdims=True)
+  return _per_count(second, counts) - moved
+
+
+def _diag_log_det(scale_tril, num_features):
+  return jnp.log(scale_tril).mean(axis=1) * num_features
+
+
+def _diag_factor(covariance, ridge):
+  """Standard deviations, and which are above rounding."""
+  variance = covariance + ridge[:, None]
+  eps = jnp.finfo(covariance.dtype).eps
+  sound = (variance > eps * variance.max(axis=1, keepdims=True)).all(axis=1)
+  return jnp.sqrt(jnp.maximum(variance, 0)), sound
+
+
+FAMILIES = {
+  'full': Family(
+    shape=lambda k, d: (k, d, d),
+    num_parameters=lambda k, d: k * d * (d + 1) // 2,
+    precision=_inverse_tril,
+    log_det=_log_det_tril,
+    whiten=_full_whiten,
+    color=_color_tril,
+    scatter=_full_scatter,
+    covariance=_full_covariance,
+    factor=_factor_tril,
+  ),
+  'tied': Family(
+    shape=lambda k, d: (1, d, d),
+    num_parameters=lambda k, d: d * (d + 1) // 2,
+    precision=_inverse_tril,
+    log_det=_log_det_tril,
+    whiten=_tied_whiten,
+    color=_color_tril,
+    scatter=_tied_scatter,
+    covariance=_tied_covariance,
+    factor=_factor_tril,
+  ),
+  'diag': Family(
+    shape=lambda k, d: (k, d),
+    num_parameters=lambda k, d: k * d,
+    precision=jnp.reciprocal,
+    log_det=_diag_log_det,
+    whiten=_diag_whiten,
+    color=lambda scale, noise: noise * scale[None],
+    scatter=_diag_scatter,
+    covariance=_diag_covariance,
+    factor=_diag_factor,
+  ),
+  'spherical': Family(
+    shape=lambda k, d: (k, 1),
+    num_parameters=lambda k, d: k,
+    precision=jnp.reciprocal,
+    log_det=_diag_log_det,
+    whiten=_diag_whiten,
+    color=lambda scale, noise: noise * scale[None],
+    scatter=_spherical_scatter,
+    covariance=_spherical_covariance,
+    factor=_diag_factor,
+  ),
+}
