@@ -414,10 +414,11 @@ def _download(name, url_infos, raw_dir, folder):
   except OSError as error:  # as all of requests' errors are
     lacking = f'{raw_dir} lacks its files' if raw_dir else 'no raw_dir is given'
     raise InputError(
-      f'{name} is not prepared, {lacking}, and {host} does not send them '
-      f'({_line(error)}): use the variant :digits of the config, or '
+      f'{name} is not prepared, {lacking}, and {host} does not send them: use '
+      'the variant :digits of the config, or '
       f'--config.data.raw_dir=FOLDER (or $JAXCLUST_RAW_DIR) with {files}, or '
-      f'--config.data.dir=FOLDER where TFDS has prepared {name}, or a network'
+      f'--config.data.dir=FOLDER where TFDS has prepared {name}, or a network '
+      f'({_line(error)})'
     ) from error
 
 
@@ -504,7 +505,8 @@ def _decode_prepared(name, folder):
 
 
 def _find_feature(features, kind, preferred):
-  keys = [key for key, value in features.items() if isinstance(value, kind)]
+  # Sorted, for the order of TFDS's items changes from process to process.
+  keys = sorted(k for k, value in features.items() if isinstance(value, kind))
   return preferred if preferred in keys else next(iter(keys), None)
 
 

@@ -132,6 +132,7 @@ def fit(
   Raises:
     InputError: for input that cannot be fitted.
   """
+  check_steps(max_steps, tol)
   state = start(
     key,
     x,
@@ -146,7 +147,7 @@ def fit(
   state = complete(
     state,
     x,
-    max_steps=numerics.check_count('max_steps', max_steps),
+    max_steps=max_steps,
     tol=tol,
     reg=reg,
     sample_weight=sample_weight,
@@ -171,43 +172,81 @@ def start(
 ) -> GMMState:
   """Starts R runs and makes their first E-step; arguments as for `fit`."""
   x, sample_weight = numerics.check_points(x, sample_weight)
-  num_components = numerics.check_count('num_components', num_components)
-  if covariance not in FAMILIES:
-    raise InputError(
-      f'covariance is {covariance!r}: it must be one of {", ".join(FAMILIES)}'
-    )
-  if num_components > x.shape[0]:
-    raise InputError(
-      f'num_components is {num_components}, but x has only {x.shape[0]} rows: '
-      'ask for at most as many components as rows'
-    )
+  check_start(
+    *x.shape,
+    num_components=num_components,
+    covariance=covariance,
+    num_restarts=num_restarts,
+    init=init,
+    reg=reg,
+  )
   options = {'sample_weight': sample_weight, 'block_size': block_size}
-  static = {'family': covariance, 'block_size': block_size}
   if isinstance(init, GMMParams):
-    _check_params(init, num_components, covariance, x.shape[1])
-    return _start_from_params(init, x, sample_weight, **static)
-  if isinstance(init, str) and init not in ('k-means', *kmeans.SEEDINGS):
-    names = ', '.join(('k-means', *kmeans.SEEDINGS))
-    raise InputError(
-      f'init is {init!r}: it must be one of {names}, means, or GMMParams'
-    )
-  clusters = init == 'k-means' if isinstance(init, str) else False
+    return _start_from_params(init, x, sample_weight, block_size=block_size)
+  from_clusters = isinstance(init, str) and init == 'k-means'
   state = kmeans.start(
     key,
     x,
     num_clusters=num_components,
     num_restarts=num_restarts,
-    init='k-means++' if clusters else init,
+    init='k-means++' if from_clusters else init,
     **options,
   )
-  if clusters:
+  start_runs = _start_from_means
+  if from_clusters:
     state = kmeans.complete(state, x, **options)
-    return _start_from_clusters(
-      state.centers, state.frame, x, sample_weight, reg, **static
-    )
-  return _start_from_means(
-    state.centers, state.frame, x, sample_weight, reg, **static
+    start_runs = _start_from_clusters
+  return start_runs(
+    state.centers,
+    state.frame,
+    x,
+    sample_weight,
+    reg,
+    family=covariance,
+    block_size=block_size,
   )
+
+
+# A step of EM ends on the same options as one of Lloyd's algorithm.
+check_steps = kmeans.check_steps
+
+
+def check_start(
+  num_points: int,
+  num_features: int,
+  *,
+  num_components: int,
+  covariance: str = 'full',
+  num_restarts: int = 1,
+  init: Any = 'k-means',
+  reg: float = 1e-6,
+) -> None:
+  """Checks the options of `start` against the shape of x.
+
+  Raises:
+    InputError: if they do not fit.
+  """
+  numerics.check_count('num_components', num_components)
+  numerics.check_count('num_restarts', num_restarts)
+  numerics.check_number('reg', reg)
+  if covariance not in FAMILIES:
+    raise InputError(
+      f'covariance is {covariance!r}: it must be one of {", ".join(FAMILIES)}'
+    )
+  if num_components > num_points:
+    raise InputError(
+      f'num_components is {num_components}, but x has only {num_points} rows: '
+      'ask for at most as many components as rows'
+    )
+  if isinstance(init, GMMParams):
+    _check_params(init, num_components, covariance, num_features)
+  elif not isinstance(init, str):
+    kmeans.check_centers('init', init, num_components, num_features)
+  elif init not in (names := ('k-means', *kmeans.SEEDINGS)):
+    raise InputError(
+      f'init is {init!r}: it must be one of {", ".join(names)}, means, or '
+      'GMMParams'
+    )
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'block_size'))
@@ -580,10 +619,9 @@ def _start_from_means(
   return _first_state(params, num_repaired, x, sample_weight, frame, block_size)
 
 
-@functools.partial(jax.jit, static_argnames=('family', 'block_size'))
-def _start_from_params(params, x, sample_weight, *, family, block_size):
+@functools.partial(jax.jit, static_argnames='block_size')
+def _start_from_params(params, x, sample_weight, *, block_size):
   """One run that goes on from given parameters, in the data's units."""
-  del family
   frame = numerics.find_frame(x, sample_weight, _block_rows(x, 1, block_size))
   params = GMMParams(
     params.log_weights,

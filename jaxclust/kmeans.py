@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclust import numerics
@@ -90,6 +91,7 @@ def fit(
   Raises:
     InputError: for input that cannot be clustered.
   """
+  check_steps(max_steps, tol)
   state = start(
     key,
     x,
@@ -99,7 +101,6 @@ def fit(
     sample_weight=sample_weight,
     block_size=block_size,
   )
-  max_steps = numerics.check_count('max_steps', max_steps)
   result = best(
     complete(
       state,
@@ -126,22 +127,12 @@ def start(
 ) -> KMeansState:
   """Seeds R runs and assigns the points once; arguments as for `fit`."""
   x, sample_weight = numerics.check_points(x, sample_weight)
-  num_clusters = numerics.check_count('num_clusters', num_clusters)
-  num_restarts = numerics.check_count('num_restarts', num_restarts)
-  if num_clusters > x.shape[0]:
-    raise InputError(
-      f'num_clusters is {num_clusters}, but x has only {x.shape[0]} rows: '
-      'ask for at most as many clusters as rows'
-    )
+  check_start(
+    *x.shape, num_clusters=num_clusters, num_restarts=num_restarts, init=init
+  )
   centers = None
-  if isinstance(init, str):
-    if init not in SEEDINGS:
-      raise InputError(
-        f'init is {init!r}: it must be one of {", ".join(SEEDINGS)}, or centers'
-      )
-  else:
-    centers = check_centers('init', init, num_clusters, x.shape[1])
-    init = 'given'
+  if not isinstance(init, str):
+    centers, init = numerics.as_float(jnp.asarray(init)), 'given'
   return _start(
     key,
     x,
@@ -152,6 +143,44 @@ def start(
     init=init,
     block_size=block_size,
   )
+
+
+def check_start(
+  num_points: int,
+  num_features: int,
+  *,
+  num_clusters: int,
+  num_restarts: int = 10,
+  init: Any = 'k-means++',
+) -> None:
+  """Checks the options of `start` against the shape of x.
+
+  Raises:
+    InputError: if they do not fit.
+  """
+  numerics.check_count('num_clusters', num_clusters)
+  numerics.check_count('num_restarts', num_restarts)
+  if num_clusters > num_points:
+    raise InputError(
+      f'num_clusters is {num_clusters}, but x has only {num_points} rows: '
+      'ask for at most as many clusters as rows'
+    )
+  if not isinstance(init, str):
+    check_centers('init', init, num_clusters, num_features)
+  elif init not in SEEDINGS:
+    raise InputError(
+      f'init is {init!r}: it must be one of {", ".join(SEEDINGS)}, or centers'
+    )
+
+
+def check_steps(max_steps: int, tol: float) -> None:
+  """Checks the options that end a run.
+
+  Raises:
+    InputError: if they are out of range.
+  """
+  numerics.check_count('max_steps', max_steps)
+  numerics.check_number('tol', tol)
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'block_size'))
@@ -273,7 +302,8 @@ def predict(
     InputError: if shapes do not fit or x is not finite.
   """
   x, _ = numerics.check_points(x)
-  centers = check_centers('centers', centers, None, x.shape[1])
+  check_centers('centers', centers, None, x.shape[1])
+  centers = numerics.as_float(jnp.asarray(centers))
   if centers.ndim != 2:
     raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
   return _predict(centers, x, block_size=block_size)
@@ -281,26 +311,25 @@ def predict(
 
 def check_centers(
   name: str, centers: Any, num_clusters: int | None, num_features: int
-) -> jax.Array:
-  """Returns centers `[K, D]` or `[R, K, D]` as a float array.
+) -> None:
+  """Checks centers `[K, D]` or `[R, K, D]`; K is free if None.
 
   Raises:
     InputError: for another shape, or for concrete values that are not finite.
   """
-  centers = numerics.as_float(jnp.asarray(centers))
-  shape = centers.shape
-  if num_clusters is None:
-    num_clusters = shape[-2] if len(shape) > 1 else 0
-  if len(shape) not in (2, 3) or shape[-2:] != (num_clusters, num_features):
+  shape = tuple(np.shape(centers))
+  rows = shape[-2] if len(shape) > 1 else 0
+  if num_clusters is not None and rows != num_clusters:
+    rows = 0
+  if len(shape) not in (2, 3) or shape[-1] != num_features or not rows:
     raise InputError(
       f'{name} has shape {shape}: it must end in '
       f'[{num_clusters or "K"}, {num_features}], as x has {num_features} '
       'features'
     )
   concrete = not isinstance(centers, jax.core.Tracer)
-  if concrete and not bool(jnp.all(jnp.isfinite(centers))):
+  if concrete and not np.isfinite(np.asarray(centers)).all():
     raise InputError(f'{name} has values that are NaN or infinite: give others')
-  return centers
 
 
 def warn(result: KMeansResult) -> None:

@@ -264,6 +264,23 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
   return int(value)
 
 
+def check_number(name: str, value: Any, low: float = 0.0) -> None:
+  """Checks that a number, unless it is traced, is finite and at least `low`.
+
+  Raises:
+    InputError: if it is not.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if getattr(value, 'ndim', None) == 0:
+    number = True
+  if not number or not np.isfinite(float(value)) or value < low:
+    raise InputError(
+      f'{name} is {value!r}: it must be a finite number of at least {low:g}'
+    )
+
+
 def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
   """Checks points and weights as far as they are concrete.
 

@@ -44,6 +44,19 @@ def init(key: jax.Array, model: Autoencoder) -> TrainState:
   )
 
 
+def check_options(
+  *, num_epochs: int, batch_size: int, learning_rate: float
+) -> None:
+  """Checks the options of a training.
+
+  Raises:
+    InputError: if they are out of range.
+  """
+  numerics.check_count('num_epochs', num_epochs)
+  numerics.check_count('batch_size', batch_size)
+  numerics.check_number('learning_rate', learning_rate)
+
+
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
   """Steps in which every image is seen once; the last may be smaller."""
   return -(-num_images // batch_size)

@@ -246,6 +246,9 @@ def test_a_damaged_copy_is_made_anew(tmp_path, raw_dir, damage, monkeypatch):
 def test_a_copy_without_its_prepared_set_is_not_used(tmp_path, raw_dir):
   _load_tiny(tmp_path, raw_dir)
   folder = _version_dir(tmp_path)
+  (folder / 'features.json').unlink()
+  with pytest.raises(InputError, match=r'3\.0\.1 holds no complete set'):
+    _load_tiny(tmp_path, raw_dir)
   for path in folder.iterdir():
     if path.name != 'jaxclust.npz':
       path.unlink()
@@ -392,7 +395,7 @@ def test_a_download_that_is_not_the_file_leaves_nothing(
   with pytest.raises(InputError, match=f'{RAW_FILES[3]} is not the original'):
     _load_tiny(tmp_path)
   (server / RAW_FILES[3]).unlink()
-  with pytest.raises(InputError, match=r'does not send them .*404'):
+  with pytest.raises(InputError, match=r'does not send them: .*404'):
     _load_tiny(tmp_path)
   assert not (tmp_path / 'tfds').exists()
 
@@ -405,12 +408,20 @@ def _assert_lists_the_ways_out(message):
   assert '\n' not in message
 
 
-@pytest.mark.parametrize('name', ['fashion_mnist', 'kmnist', 'mnist'])
-def test_without_a_network_the_ways_out_are_listed(tmp_path, name):
+@pytest.mark.parametrize(
+  ('name', 'host'),
+  [
+    ('fashion_mnist', 'eu-central-1.amazonaws.com'),
+    ('kmnist', 'codh.rois.ac.jp'),
+    ('mnist', 'storage.googleapis.com'),
+  ],
+)
+def test_without_a_network_the_ways_out_are_listed(tmp_path, name, host):
   with pytest.raises(InputError) as caught:
     data.load(name, dir=tmp_path / 'tfds', raw_dir=tmp_path)
   _assert_lists_the_ways_out(str(caught.value))
   assert f'{tmp_path} lacks its files' in str(caught.value)
+  assert f'{host} does not send them' in str(caught.value)
   assert not (tmp_path / 'tfds').exists()
 
 
@@ -527,6 +538,13 @@ def test_a_set_without_a_test_split_has_none(tmp_path):
   assert dataset.test_images is None
   assert dataset.test_labels is None
   _assert_equal(data.load('flowers', dir=tmp_path), dataset)
+
+
+def test_of_several_features_the_first_in_name_is_taken():
+  features = {'fine': 1, 'coarse': 2, 'image': 'x'}
+  assert data._find_feature(features, int, 'label') == 'coarse'
+  assert data._find_feature(features, int, 'fine') == 'fine'
+  assert data._find_feature(features, float, 'label') is None
 
 
 def test_a_prepared_set_without_a_train_split_is_refused(tmp_path):
@@ -799,15 +817,16 @@ def test_two_processes_prepare_fashion_mnist_from_its_files(tmp_path):
     subprocess.Popen(
       [sys.executable, '-c', code, tmp_path, RAW_DIR],
       stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
       text=True,
     )
     for _ in range(2)
   ]
-  digests = {run.communicate()[0].strip() for run in runs}
+  outputs = {run.communicate() for run in runs}
   start = time.monotonic()
   dataset = data.load('fashion_mnist', dir=tmp_path)
   assert time.monotonic() - start < 1
-  assert digests == {data.digest(dataset)}
+  assert outputs == {(data.digest(dataset) + '\n', '')}
   for prefix, images, labels, total in (
     ('train', dataset.images, dataset.labels, 60000),
     ('t10k', dataset.test_images, dataset.test_labels, 10000),

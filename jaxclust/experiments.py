@@ -1,0 +1,396 @@
+"""Experiments: config -> data -> representation -> clusters -> run directory.
+
+Every phase is a loop on the host around bounded device calls, so that progress,
+metrics and checkpoints have a place, and every phase takes up what an earlier
+process of the same run has saved.
+
+Axes: N images, H height, W width, C channels, D features, K clusters.
+"""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import pathlib
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclust import (
+  data,
+  gmm,
+  kmeans,
+  metrics,
+  numerics,
+  report,
+  training,
+  workdir,
+)
+from jaxclust.autoencoder import Autoencoder, code_size
+from jaxclust.numerics import InputError, StopReason
+
+# Draws of a run, each from fold_in(key(seed), number).
+_INIT, _ORDER, _CLUSTERS = range(3)
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10
+_VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scikit-learn')
+
+# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
+# large buffers, never give back, take 256 MiB at a time.
+_MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
+
+# Operations of a device call that last about a second.
+_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
+
+
+class RunError(RuntimeError):
+  """A run that cannot go on; what it has saved stands."""
+
+
+class Clusterer(NamedTuple):
+  """What the experiments need to know of an algorithm."""
+
+  module: types.ModuleType  # start, run, best, warn and the checks of options
+  groups: str  # the option that holds K
+  score: str  # the field of a result that tells how well it fits
+  operations: Callable  # (N, D, K) -> of one step
+  predict: Callable  # (result, x [N, D]) -> labels [N]
+
+
+CLUSTERERS = {
+  'kmeans': Clusterer(
+    module=kmeans,
+    groups='num_clusters',
+    score='inertia',
+    operations=lambda n, d, k: 4 * n * d * k,
+    predict=lambda result, x: kmeans.predict(result.centers, x),
+  ),
+  'gmm': Clusterer(
+    module=gmm,
+    groups='num_components',
+    score='log_likelihood',
+    operations=lambda n, d, k: 4 * n * d * d * k,
+    predict=lambda result, x: gmm.predict(result.params, x),
+  ),
+}
+
+# Experiment -> whether images are encoded first, and the clusterer.
+EXPERIMENTS = {
+  'kmeans': (False, 'kmeans'),
+  'ae_kmeans': (True, 'kmeans'),
+  'gmm': (True, 'gmm'),
+}
+
+
+def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
+  """Runs an experiment, or takes up where an earlier process left it.
+
+  Args:
+    config: as in `configs/`.
+    directory: the run directory; a new one under `runs/` if None.
+
+  Returns:
+    The run directory.
+
+  Raises:
+    InputError: for a config, data or a directory that cannot be used; nothing
+      is written then.
+    RunError: if the training diverges.
+  """
+  _keep_freed_memory()
+  seconds = {}
+  with _recorded_warnings() as messages:
+    with _timed(seconds, 'data'):
+      dataset = data.load(**config.data)
+    _check(config, dataset)
+    if directory is None:
+      directory = workdir.new_path(f'{config.experiment}-{dataset.name}')
+    with workdir.claim(directory, config.to_dict()) as path:
+      if workdir.read_json(path, 'summary.json') is not None:
+        report.say('already finished')
+        return path
+      report.say(
+        f'{config.experiment} on {dataset.name} '
+        f'({len(dataset.images):,} images), {_device()}, in {path}'
+      )
+      summary = _run(config, dataset, path, seconds)
+      summary['warnings'] = messages
+      workdir.write_json(path, 'summary.json', summary)
+      report.closing_table(summary, config.get('reference', ConfigDict()))
+  return path
+
+
+def _run(config, dataset, path, seconds):
+  """Fits, labels and scores; writes all but the summary, which it returns."""
+  encoded, name = EXPERIMENTS[config.experiment]
+  clusterer = CLUSTERERS[name]
+  key = jax.random.key(config.seed)
+  splits = {'train': dataset.images}
+  if dataset.test_images is not None:
+    splits['test'] = dataset.test_images
+  splits = {split: jnp.asarray(images) for split, images in splits.items()}
+  if encoded:
+    with _timed(seconds, 'autoencoder'):
+      model, params = _train_autoencoder(config, splits, key, path)
+    with _timed(seconds, 'encode'):
+      points = {
+        split: training.encode(
+          params, images, model=model, batch_size=config.training.batch_size
+        )
+        for split, images in splits.items()
+      }
+  else:
+    points = {
+      split: training.as_pixels(images).reshape(len(images), -1)
+      for split, images in splits.items()
+    }
+  options = config[name].to_dict()
+  with _timed(seconds, name):
+    result = _cluster(
+      clusterer,
+      name,
+      jax.random.fold_in(key, _CLUSTERS),
+      points['train'],
+      options,
+      path,
+    )
+  with _timed(seconds, 'score'):
+    labels = {
+      split: np.asarray(clusterer.predict(result, x))
+      for split, x in points.items()
+    }
+    summary = _summary(config, dataset, clusterer, result, labels, points)
+    num_groups = options[clusterer.groups]
+    _write_results(dataset, path, result, labels, points, num_groups)
+  summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
+  return summary
+
+
+def _train_autoencoder(config, splits, key, path):
+  """Trains epoch by epoch; returns the network and its parameters."""
+  options = config.training
+  images = splits['train']
+  num_images = len(images)
+  model = Autoencoder(images.shape[1:], tuple(config.autoencoder.features))
+  state = training.init(jax.random.fold_in(key, _INIT), model)
+  begun, state = workdir.restore(path, 'autoencoder', state)
+  workdir.rewind_log(path, 'autoencoder', 'epoch', begun)
+  saver = _Saver(path, 'autoencoder')
+  with report.progress('autoencoder', options.num_epochs) as show:
+    for epoch in range(begun + 1, options.num_epochs + 1):
+      start = time.perf_counter()
+      state = training.train_steps(
+        state,
+        images,
+        jax.random.fold_in(key, _ORDER),
+        training.steps_per_epoch(num_images, options.batch_size),
+        model=model,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+      )
+      record = {'train_loss': float(state.loss_sum) / num_images}
+      elapsed = time.perf_counter() - start
+      if 'test' in splits:
+        loss = training.mean_loss(
+          state.params,
+          splits['test'],
+          model=model,
+          batch_size=options.batch_size,
+        )
+        record['val_loss'] = float(loss)
+      _check_losses(record, epoch, begun, saver.last)
+      record['seconds'] = round(elapsed, 3)
+      workdir.log(path, phase='autoencoder', epoch=epoch, **record)
+      saver.save(epoch, state, final=epoch == options.num_epochs)
+      show(epoch, '  '.join(f'{k} {v:.5g}' for k, v in record.items()))
+  return model, state.params
+
+
+def _check_losses(record, epoch, begun, saved):
+  if not all(np.isfinite(loss) for loss in record.values()):
+    raise RunError(
+      f'the loss is {record["train_loss"]} at epoch {epoch}: lower '
+      'config.training.learning_rate. The newest checkpoint is that of epoch '
+      f'{saved or begun}'
+    )
+
+
+def _cluster(clusterer, name, key, x, options, path):
+  """Steps all runs until they stop; returns the best."""
+  module = clusterer.module
+  run_options, start_options = _split(options)
+  state = module.start(key, x, **start_options)
+  begun, state = workdir.restore(path, name, state)
+  workdir.rewind_log(path, name, 'step', begun)
+  num_runs = len(state.num_steps)
+  num_steps = _steps_per_call(
+    num_runs * clusterer.operations(*x.shape, options[clusterer.groups])
+  )
+  saver = _Saver(path, name)
+  step = begun
+  with report.progress(name, options['max_steps']) as show:
+    while running := int((state.stop_reason == StopReason.RUNNING).sum()):
+      state, _ = module.run(state, x, num_steps, **run_options)
+      step = int(state.num_steps.max())
+      score = float(getattr(module.best(state), clusterer.score))
+      workdir.log(path, phase=name, step=step, **{clusterer.score: score})
+      saver.save(step, state)
+      show(step, f'{clusterer.score} {score:.6g}  {running} running')
+  saver.save(step, state, final=True)
+  result = module.best(state)
+  module.warn(result)
+  return result
+
+
+def _split(options):
+  """Options of a clusterer's `run`, and those of its `start`."""
+  ends = {k: options[k] for k in ('max_steps', 'tol') if k in options}
+  start = {k: v for k, v in options.items() if k not in ends}
+  ridge = {'reg': options['reg']} if 'reg' in options else {}
+  return ends | ridge, start
+
+
+def _summary(config, dataset, clusterer, result, labels, points):
+  num_groups = config[EXPERIMENTS[config.experiment][1]][clusterer.groups]
+  test = dataset.test_images
+  summary = {
+    'experiment': config.experiment,
+    'dataset': {
+      'name': dataset.name,
+      'num_train': len(dataset.images),
+      **({} if test is None else {'num_test': len(test)}),
+      'image_shape': list(dataset.images.shape[1:]),
+      'digest': data.digest(dataset),
+    },
+  }
+  classes = {'train': dataset.labels, 'test': dataset.test_labels}
+  for split, found in labels.items():
+    if classes[split] is not None:
+      summary[split] = metrics.scores(classes[split], found, num_groups)
+  fit = {
+    'stop_reason': StopReason(int(result.stop_reason)).name.lower(),
+    'num_steps': int(result.num_steps),
+    clusterer.score: float(getattr(result, clusterer.score)),
+  }
+  if isinstance(result, gmm.GMMResult):
+    fit['bic'] = float(gmm.bic(result.params, points['train']))
+  return summary | {
+    'fit': fit,
+    'seed': config.seed,
+    'device': _device(),
+    'versions': {
+      'python': sys.version.split()[0],
+      **{n: importlib.metadata.version(n) for n in ('jaxclust', *_VERSIONS)},
+    },
+  }
+
+
+def _write_results(dataset, path, result, labels, points, num_groups):
+  arrays = {f'{split}_labels': found for split, found in labels.items()}
+  if isinstance(result, gmm.GMMResult):
+    for split, x in points.items():
+      arrays[f'{split}_responsibilities'] = np.asarray(
+        gmm.responsibilities(result.params, x)
+      )
+  workdir.write_arrays(path, 'assignments.npz', **arrays)
+  losses = workdir.read_log(path, 'autoencoder')
+  if losses:
+    report.loss_curve(path / 'figures' / 'loss.png', losses)
+  if dataset.labels is not None:
+    report.confusion_figure(
+      path / 'figures' / 'confusion.png',
+      dataset.labels,
+      labels['train'],
+      num_groups,
+      dataset.label_names,
+    )
+
+
+class _Saver:
+  """Saves checkpoints of a phase, but not more often than it is worth."""
+
+  def __init__(self, path, phase):
+    self.path, self.phase = path, phase
+    self.last = None
+    self._time = time.monotonic()
+
+  def save(self, step, state, final=False):
+    """Saves if the last time was long ago, or if this is the final state."""
+    due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
+    if due or (final and step != self.last):
+      workdir.save(self.path, self.phase, step, state)
+      self.last, self._time = step, time.monotonic()
+
+
+def _check(config, dataset):
+  """Checks all options against the data, before anything is compiled."""
+  if config.experiment not in EXPERIMENTS:
+    raise InputError(
+      f'config.experiment is {config.experiment!r}: it must be one of '
+      f'{", ".join(EXPERIMENTS)}'
+    )
+  encoded, name = EXPERIMENTS[config.experiment]
+  num_images, *shape = dataset.images.shape
+  num_features = int(np.prod(shape))
+  if encoded:
+    features = config.autoencoder.features
+    for channels in features:
+      numerics.check_count('config.autoencoder.features', channels)
+    training.check_options(**config.training)
+    num_features = code_size(shape, features)
+  run_options, start_options = _split(config[name].to_dict())
+  module = CLUSTERERS[name].module
+  module.check_start(num_images, num_features, **start_options)
+  module.check_steps(run_options['max_steps'], run_options['tol'])
+
+
+def _steps_per_call(operations):
+  on_cpu = jax.default_backend() == 'cpu'
+  budget = _CPU_OPERATIONS if on_cpu else _ACCELERATOR_OPERATIONS
+  return int(np.clip(budget // operations, 1, 100))
+
+
+def _device():
+  device = jax.devices()[0]
+  return f'{device.platform} ({device.device_kind})'
+
+
+def _keep_freed_memory():
+  """Lets glibc keep what XLA's temporaries give back, as the next step asks
+  for it again; page faults would cost a third of the training on a CPU."""
+  if sys.platform != 'linux':
+    return
+  with contextlib.suppress(OSError, AttributeError):
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _MALLOC_OPTIONS.items():
+      mallopt(option, value)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict, phase: str) -> Iterator[None]:
+  start = time.perf_counter()
+  yield
+  seconds[phase] = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+  """Prints warnings as lines, and collects them."""
+  messages = []
+
+  def show(message, category, filename, lineno, file=None, line=None):
+    del category, filename, lineno, file, line
+    messages.append(str(message))
+    report.say(f'warning: {message}')
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('always', UserWarning)
+    warnings.showwarning = show
+    yield messages

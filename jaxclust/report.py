@@ -1,0 +1,159 @@
+"""What a person sees of a run: progress, the closing table, the figures."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+from matplotlib.figure import Figure
+
+from jaxclust import metrics
+
+_SCORES = {'ari': 'ARI', 'nmi': 'NMI', 'acc': 'ACC', 'purity': 'purity'}
+
+
+def say(text: str) -> None:
+  """Prints a line as it is."""
+  rich.console.Console(soft_wrap=True).print(
+    text, markup=False, highlight=False
+  )
+
+
+@contextlib.contextmanager
+def progress(phase: str, total: int) -> Iterator[Callable[[int, str], None]]:
+  """Shows how far a phase has come: a bar on a terminal, lines in a pipe.
+
+  Args:
+    phase: its name.
+    total: what counts as all of it.
+
+  Yields:
+    A function of how much is done and of a text about the last part.
+  """
+  if not rich.console.Console().is_terminal:
+    yield _lines(phase, total)
+    return
+  columns = (
+    rich.progress.TextColumn('{task.description}'),
+    rich.progress.BarColumn(),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeRemainingColumn(),
+    rich.progress.TextColumn('{task.fields[text]}'),
+  )
+  with rich.progress.Progress(*columns) as bar:
+    task = bar.add_task(phase, total=total, text='')
+    yield lambda done, text: bar.update(task, completed=done, text=text)
+
+
+def _lines(phase, total):
+  """Prints a line a second at most, and one for the end."""
+  last = -np.inf
+
+  def show(done, text):
+    nonlocal last
+    if done >= total or time.monotonic() - last >= 1:
+      last = time.monotonic()
+      say(f'{phase} {done}/{total}  {text}')
+
+  return show
+
+
+def closing_table(summary: dict, reference: dict) -> None:
+  """Prints the scores of both splits beside those of the report.
+
+  Args:
+    summary: with 'train' and 'test' scores as `metrics.scores` gives them,
+      where there are labels.
+    reference: such scores as published, or what there is of them.
+  """
+  splits = [s for s in ('train', 'test') if s in summary]
+  if not splits:
+    say('no labels: there is nothing to compare the clusters with')
+    return
+  columns = [(s, summary[s]) for s in splits]
+  columns += [(f'report {s}', reference[s]) for s in splits if s in reference]
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  table.add_column(summary['experiment'])
+  for title, _ in columns:
+    table.add_column(title, justify='right')
+  for key, name in _SCORES.items():
+    table.add_row(name, *(_number(scores.get(key)) for _, scores in columns))
+  table.add_section()
+  purities = [sorted(s.get('cluster_purity', ())) for _, s in columns]
+  for rank in range(max(len(p) for p in purities)):
+    cells = [p[-1 - rank] if rank < len(p) else None for p in purities]
+    table.add_row(f'purity, rank {rank + 1}', *map(_number, cells))
+  rich.console.Console().print(table)
+
+
+def _number(value):
+  return '' if value is None else f'{value:.4f}'
+
+
+def loss_curve(path: pathlib.Path, records: Sequence[dict]) -> None:
+  """Draws training and validation loss of each epoch into a PNG."""
+  figure = Figure(figsize=(7, 4), layout='constrained')
+  axes = figure.add_subplot()
+  for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
+    points = [(r['epoch'], r[key]) for r in records if key in r]
+    if points:
+      axes.plot(*zip(*points, strict=True), label=label)
+  axes.set_yscale('log')
+  axes.set_xlabel('epoch')
+  axes.set_ylabel('mean squared error')
+  axes.grid(alpha=0.3, which='both')
+  axes.legend()
+  _save(figure, path)
+
+
+def confusion_figure(
+  path: pathlib.Path,
+  classes: np.ndarray,
+  labels: np.ndarray,
+  num_clusters: int,
+  label_names: Sequence[str],
+) -> None:
+  """Draws the counts of classes by cluster, matched clusters on the diagonal.
+
+  Args:
+    path: of the PNG.
+    classes: `[N]` true classes.
+    labels: `[N]` clusters.
+    num_clusters: K.
+    label_names: of the classes 0 to C - 1; () to show the classes themselves.
+  """
+  table = metrics.confusion(classes, labels, num_clusters)
+  rows, columns = metrics.match(table)
+  rest = np.setdiff1d(np.arange(num_clusters), columns)
+  matched_rows = np.concatenate([rows, np.setdiff1d(range(len(table)), rows)])
+  order = np.concatenate([columns, rest])
+  table = table[matched_rows][:, order]
+  names = [
+    label_names[int(c)] if label_names else str(c)
+    for c in np.unique(classes)[matched_rows]
+  ]
+  size = 1.8 + 0.55 * max(table.shape)
+  figure = Figure(figsize=(size + 1, size), layout='constrained')
+  axes = figure.add_subplot()
+  share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+  axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  for (row, column), count in np.ndenumerate(table):
+    color = 'white' if share[row, column] > 0.5 else 'black'
+    axes.text(
+      column, row, count, ha='center', va='center', color=color, fontsize=8
+    )
+  axes.set_xticks(range(len(order)), order)
+  axes.set_yticks(range(len(names)), names)
+  axes.set_xlabel('cluster')
+  axes.set_ylabel('class')
+  _save(figure, path)
+
+
+def _save(figure, path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=120)

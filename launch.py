@@ -1,0 +1,107 @@
+"""Runs one experiment: `python launch.py --config=configs/gmm.py[:variant]`.
+
+Any value of the config is overridden by `--config.key=value`. The same command
+with the same `--workdir` takes up where it was stopped.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line argv (with the program's name); returns a status.
+
+  0: done or already finished; 2: the input cannot be used; 3: the training
+  diverged.
+  """
+  try:
+    config, workdir = _parse(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    return _fail(e, 2)
+  if config is None:
+    return 0
+  from jaxclust import experiments, numerics
+
+  try:
+    path = experiments.run(config, workdir)
+  except numerics.InputError as error:
+    return _fail(error, 2)
+  except experiments.RunError as error:
+    return _fail(error, 3)
+  print(os.path.relpath(path))
+  return 0
+
+
+def _parse(argv):
+  """The config with its overrides, and the run directory or None."""
+  first = flags.FlagValues()
+  flags.DEFINE_string(
+    'config',
+    None,
+    'An experiment, as configs/gmm.py or configs/gmm.py:digits.',
+    flag_values=first,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'The run directory; a new one under runs/ if left out.',
+    flag_values=first,
+  )
+  if {'--help', '-h', '-help'} & set(argv):
+    print(f'{__doc__}\nFlags:\n{first.get_help()}')
+    return None, None
+  rest = first(argv, known_only=True)
+  if first.config is None:
+    raise ValueError(
+      f'no experiment is named: add --config=FILE, one of {", ".join(_files())}'
+    )
+  config = _load(first.config)
+  second = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    'config', config, flag_values=second, sys_argv=rest
+  )
+  try:
+    stray = second(rest)[1:]
+  except flags.UnrecognizedFlagError as error:
+    near = difflib.get_close_matches(error.flagname, ['config', 'workdir'])
+    hint = f'did you mean --{near[0]}?' if near else 'see --help'
+    raise ValueError(f'there is no flag --{error.flagname}: {hint}') from error
+  if stray:
+    raise ValueError(
+      f'{stray[0]!r} belongs to no flag: write --config.key=value'
+    )
+  return config, first.workdir
+
+
+def _load(name: str) -> ConfigDict:
+  """The config of `path` or `path:variant`."""
+  path, colon, variant = name.partition(':')
+  if not pathlib.Path(path).is_file():
+    near = difflib.get_close_matches(path, _files(), n=1, cutoff=0)
+    raise ValueError(f'there is no config {path}: did you mean {near[0]}?')
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*([variant] if colon else [])).lock()
+
+
+def _files():
+  folder = pathlib.Path(__file__).parent / 'configs'
+  return sorted(os.path.relpath(p) for p in folder.glob('*.py'))
+
+
+def _fail(error: Exception, status: int) -> int:
+  text = error.args[0] if isinstance(error, KeyError) else str(error)
+  print('error:', ' '.join(str(text).split()), file=sys.stderr)
+  return status
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
