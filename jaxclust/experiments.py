@@ -146,6 +146,8 @@ def _run(config, dataset, path, seconds):
         )
         for split, images in splits.items()
       }
+      if config.standardize:
+        points = _standardize(points)
   else:
     points = {
       split: training.as_pixels(images).reshape(len(images), -1)
@@ -211,6 +213,13 @@ def _train_autoencoder(config, splits, key, path):
       saver.save(epoch, state, final=epoch == options.num_epochs)
       show(epoch, '  '.join(f'{k} {v:.5g}' for k, v in record.items()))
   return model, state.params
+
+
+def _standardize(points):
+  """Divides every feature by its standard deviation over the training split."""
+  deviation = points['train'].std(axis=0)
+  scale = jnp.where(deviation > 0, deviation, 1)[None]
+  return {split: x / scale for split, x in points.items()}
 
 
 def _check_losses(record, epoch, begun, saved):

@@ -1,0 +1,433 @@
+"""k-means: seeding, Lloyd's algorithm, its laws and its corners."""
+
+import functools
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.cluster
+import sklearn.datasets
+from sklearn.metrics import adjusted_rand_score
+
+from jaxclust import kmeans
+from jaxclust.numerics import InputError, StopReason
+
+KEY = jax.random.key(0)
+
+# Few restarts compile fast; the number of restarts has tests of its own.
+fit = functools.partial(kmeans.fit, num_restarts=2)
+
+
+def blobs(num_points=300, num_features=5, num_clusters=4, spread=1.0, seed=0):
+  x, labels = sklearn.datasets.make_blobs(
+    num_points, num_features, centers=num_clusters, cluster_std=spread,
+    random_state=seed,
+  )  # fmt: skip
+  return x.astype(np.float32), labels
+
+
+def same_partition(a, b):
+  return adjusted_rand_score(a, b) == 1
+
+
+# A worked example:  0 1 . . . . . . . . 10 11
+
+
+LINE = jnp.array([[0.0], [1.0], [10.0], [11.0]])
+
+
+def test_four_points_on_a_line():
+  result = fit(KEY, LINE, num_clusters=2, init=jnp.array([[0.0], [1.0]]))
+  np.testing.assert_allclose(np.sort(result.centers[:, 0]), [0.5, 10.5])
+  np.testing.assert_allclose(result.inertia, 4 * 0.25, rtol=1e-6)
+  np.testing.assert_array_equal(result.counts, [2, 2])
+  labels = kmeans.predict(result.centers, LINE)
+  assert labels.dtype == jnp.int32
+  assert labels[0] == labels[1] != labels[2] == labels[3]
+  assert result.converged
+
+
+def test_one_step_by_hand():
+  # Centers 0 and 1 take {0} and {1, 10, 11}; they move to 0 and 22/3.
+  state = kmeans.start(
+    KEY, LINE, num_clusters=2, init=jnp.array([[0.0], [1.0]])
+  )
+  frame = state.frame
+  np.testing.assert_allclose(
+    state.inertia * frame.scale**2, [0 + 0 + 81 + 100], rtol=1e-6
+  )
+  state = kmeans.step(state, LINE)
+  centers = frame.leave(state.centers[0])
+  np.testing.assert_allclose(centers[:, 0], [0, 22 / 3], atol=1e-6)
+  inertia = 0 + 1 + (10 - 22 / 3) ** 2 + (11 - 22 / 3) ** 2
+  np.testing.assert_allclose(state.inertia * frame.scale**2, [inertia], 1e-6)
+
+
+def test_seeds_fall_into_different_blobs():
+  x, truth = blobs(num_clusters=6, spread=0.05)
+  state = kmeans.start(KEY, x, num_clusters=6, num_restarts=4)
+  centers = state.frame.leave(state.centers)
+  for run in centers:
+    seeds = np.square(x[:, None] - np.asarray(run)[None]).sum(-1).argmin(0)
+    np.testing.assert_allclose(x[seeds], run, atol=1e-4)
+    assert len(set(truth[seeds])) == 6
+
+
+def test_random_seeds_are_different_rows():
+  x = np.arange(12, dtype=np.float32).reshape(6, 2)
+  state = kmeans.start(KEY, x, num_clusters=6, init='random', num_restarts=3)
+  for run in state.frame.leave(state.centers):
+    np.testing.assert_allclose(np.sort(run[:, 0]), x[:, 0], atol=1e-5)
+
+
+# Independent references
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_it_ends_where_scikit_learn_ends_from_the_same_start(weighted):
+  rng = np.random.default_rng(1)
+  x = rng.uniform(size=(2000, 20)).astype(np.float32)
+  starts = x[rng.choice(len(x), (3, 8))]
+  weight = rng.uniform(0.1, 3, size=len(x)) if weighted else None
+  for start in starts:
+    peer = sklearn.cluster.KMeans(8, init=start, n_init=1, tol=0).fit(
+      x, sample_weight=weight
+    )
+    ours = kmeans.fit(
+      KEY, x, num_clusters=8, init=start, tol=0, sample_weight=weight
+    )
+    np.testing.assert_allclose(ours.inertia, peer.inertia_, rtol=1e-4)
+    assert same_partition(kmeans.predict(ours.centers, x), peer.labels_)
+
+
+def test_greedy_seeding_is_as_good_as_scikit_learns():
+  x, _ = blobs(num_points=1000, num_clusters=20, num_features=2)
+  ours = kmeans.start(KEY, x, num_clusters=20, num_restarts=30)
+  theirs = [
+    np.square(
+      x[:, None] - sklearn.cluster.kmeans_plusplus(x, 20, random_state=s)[0]
+    ).sum(-1).min(1).sum()
+    for s in range(30)
+  ]  # fmt: skip
+  ours = np.asarray(ours.inertia * ours.frame.scale**2)
+  assert abs(ours.mean() / np.mean(theirs) - 1) < 0.1
+
+
+def test_float32_agrees_with_float64():
+  x, _ = blobs(spread=3.0)
+  single = fit(KEY, x, num_clusters=4, init=x[:4])
+  with jax.enable_x64(True):
+    wide = x.astype(np.float64)
+    double = fit(KEY, wide, num_clusters=4, init=wide[:4])
+    assert double.inertia.dtype == jnp.float64
+  np.testing.assert_allclose(single.inertia, double.inertia, rtol=1e-4)
+  np.testing.assert_allclose(single.centers, double.centers, rtol=1e-4)
+
+
+# Laws
+
+
+def test_the_inertia_never_rises():
+  x = jax.random.uniform(KEY, (1000, 10))
+  state = kmeans.start(KEY, x, num_clusters=12, num_restarts=3, init='random')
+  first = state.inertia
+  _, history = kmeans.run(state, x, 30, tol=0.0)
+  chex.assert_shape(history, (30, 3))
+  history = np.concatenate([first[None], history])
+  assert (np.diff(history, axis=0) <= 1e-6 * history[0]).all()
+  assert (history[0] > 1.02 * history[-1]).all()
+
+
+def test_a_state_has_the_inertia_and_the_sums_of_its_own_centers():
+  x, _ = blobs(spread=4.0)
+  state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2)
+  state, _ = kmeans.run(state, x, 2)
+  inside = np.asarray(state.frame.enter(jnp.asarray(x)))
+  for r in range(2):
+    squared = np.square(inside[:, None] - np.asarray(state.centers[r])[None])
+    squared = squared.sum(-1)
+    members = np.eye(4)[squared.argmin(1)]
+    np.testing.assert_allclose(state.inertia[r], squared.min(1).sum(), 1e-5)
+    np.testing.assert_allclose(state.counts[r], members.sum(0))
+    np.testing.assert_allclose(state.sums[r], members.T @ inside, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ('offset', 'scale'), [(1e4, 1), (1e5, 1), (0, 1e6), (0, 1e-6)]
+)
+def test_offset_and_scale_do_not_change_the_labels(offset, scale):
+  x, _ = blobs(spread=2.0)
+  moved = (x + np.float32(offset)) * np.float32(scale)
+  # What float32 can hold of the moved data, moved back.
+  plain = moved / np.float32(scale) - np.float32(offset)
+  labels = [
+    kmeans.predict(fit(KEY, a, num_clusters=4).centers, a)
+    for a in (plain, moved)
+  ]
+  agree = adjusted_rand_score(*labels)
+  assert agree == 1
+
+
+def test_permuted_rows_give_the_same_partition_and_numbers():
+  x = np.random.default_rng(0).uniform(size=(500, 4)).astype(np.float32)
+  x = np.concatenate([x, x[:50]])  # with duplicates
+  labels = np.asarray(kmeans.predict(fit(KEY, x, num_clusters=6).centers, x))
+  for seed in range(3):
+    order = np.random.default_rng(seed).permutation(len(x))
+    result = fit(KEY, x[order], num_clusters=6)
+    np.testing.assert_array_equal(
+      kmeans.predict(result.centers, x[order]), labels[order]
+    )
+
+
+def test_clusters_are_numbered_by_size():
+  x = np.concatenate([np.zeros(2), np.ones(5), np.full(3, 9)])[:, None]
+  result = fit(KEY, x.astype(np.float32), num_clusters=3)
+  np.testing.assert_array_equal(result.counts, [5, 3, 2])
+  np.testing.assert_allclose(result.centers[:, 0], [1, 9, 0], atol=1e-5)
+
+
+def test_whole_weights_are_repeated_rows():
+  x, _ = blobs(num_points=60, spread=4.0)
+  weight = np.random.default_rng(0).integers(0, 4, size=60)
+  weighted = fit(KEY, x, num_clusters=4, init=x[:4], sample_weight=weight)
+  repeated = fit(KEY, np.repeat(x, weight, axis=0), num_clusters=4, init=x[:4])
+  np.testing.assert_allclose(weighted.centers, repeated.centers, atol=1e-5)
+  np.testing.assert_allclose(weighted.inertia, repeated.inertia, rtol=1e-5)
+
+
+def test_weights_count_only_in_proportion():
+  x, _ = blobs(spread=4.0)
+  weight = np.random.default_rng(0).uniform(size=len(x)).astype(np.float32)
+  one = fit(KEY, x, num_clusters=4, sample_weight=weight)
+  many = fit(KEY, x, num_clusters=4, sample_weight=weight * 1000)
+  np.testing.assert_allclose(one.centers, many.centers, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_does_not_change_the_fit():
+  x, _ = blobs(spread=4.0)
+  padding = np.concatenate([x[:20], np.full((20, 5), 1e3, np.float32)])
+  padded = np.concatenate([padding, x])
+  weight = np.concatenate([np.zeros(40), np.ones(len(x))])
+  plain = fit(KEY, x, num_clusters=4)
+  result = fit(KEY, padded, num_clusters=4, sample_weight=weight)
+  np.testing.assert_allclose(result.centers, plain.centers, atol=1e-4)
+  np.testing.assert_allclose(result.inertias, plain.inertias, rtol=1e-5)
+
+
+def test_a_pass_in_blocks_is_a_pass_over_the_whole():
+  x, _ = blobs(spread=4.0)
+  whole = fit(KEY, x, num_clusters=4, block_size=len(x))
+  blocks = fit(KEY, x, num_clusters=4, block_size=7)
+  np.testing.assert_allclose(whole.centers, blocks.centers, atol=1e-5)
+  np.testing.assert_array_equal(
+    kmeans.predict(whole.centers, x),
+    kmeans.predict(blocks.centers, x, block_size=11),
+  )
+
+
+def test_predicting_a_part_is_a_part_of_predicting():
+  x, _ = blobs()
+  labels = kmeans.predict(x[:9], x)
+  np.testing.assert_array_equal(kmeans.predict(x[:9], x[31:77]), labels[31:77])
+
+
+def test_a_solution_is_a_fixed_point():
+  x, _ = blobs(spread=4.0)
+  first = fit(KEY, x, num_clusters=4, tol=0.0)
+  again = fit(KEY, x, num_clusters=4, init=first.centers, tol=1e-10)
+  assert again.num_steps == 1
+  np.testing.assert_allclose(again.centers, first.centers, atol=1e-5)
+
+
+# Transformations
+
+
+class TransformationsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_step_does_not_depend_on_jit(self):
+    x = jnp.asarray(blobs(spread=4.0)[0])
+    state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2)
+    moved = self.variant(kmeans.step)(state, x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(moved, state)
+    chex.assert_tree_all_finite(moved)
+    occupied = np.asarray(state.sums / state.counts[..., None])
+    np.testing.assert_allclose(moved.centers, occupied, atol=1e-5)
+
+  def test_a_fit_under_vmap_is_a_loop_of_fits(self):
+    x = jnp.stack([jnp.asarray(blobs(seed=s)[0]) for s in range(3)])
+
+    batched = jax.vmap(lambda x: fit(KEY, x, num_clusters=4))(x)
+    for i in range(3):
+      alone = fit(KEY, x[i], num_clusters=4)
+      np.testing.assert_allclose(batched.inertia[i], alone.inertia, rtol=1e-6)
+      assert same_partition(
+        kmeans.predict(batched.centers[i], x[i]),
+        kmeans.predict(alone.centers, x[i]),
+      )
+
+  def test_restarts_together_are_restarts_in_a_loop(self):
+    x = blobs(spread=5.0, num_clusters=8)[0]
+    together = kmeans.start(KEY, x, num_clusters=8, num_restarts=7)
+    starts = together.frame.leave(together.centers)
+    together = fit(KEY, x, num_clusters=8, init=starts)
+    alone = [fit(KEY, x, num_clusters=8, init=s) for s in starts]
+    inertias = [float(a.inertia) for a in alone]
+    np.testing.assert_allclose(together.inertias, inertias, rtol=1e-6)
+    best = alone[int(np.argmin(inertias))]
+    np.testing.assert_array_equal(
+      kmeans.predict(together.centers, x), kmeans.predict(best.centers, x)
+    )
+
+  def test_runs_in_parts_are_a_whole_run(self):
+    x = blobs(spread=5.0, num_clusters=8)[0]
+    state = kmeans.start(KEY, x, num_clusters=8, num_restarts=5)
+    whole = kmeans.complete(state, x)
+    calls = 0
+    while (state.stop_reason == StopReason.RUNNING).any():
+      state, _ = kmeans.run(state, x, 3)
+      calls += 1
+    assert calls > 1
+    chex.assert_trees_all_close(state, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_a_new_tolerance_compiles_nothing():
+  x, _ = blobs()
+  fit(KEY, x, num_clusters=4, tol=1e-4, max_steps=50)
+  before = kmeans.complete._cache_size(), kmeans._start._cache_size()
+  fit(jax.random.key(1), x, num_clusters=4, tol=1e-3, max_steps=60)
+  assert (kmeans.complete._cache_size(), kmeans._start._cache_size()) == before
+
+
+def test_a_key_gives_one_result():
+  x, _ = blobs(spread=5.0)
+  one = fit(KEY, x, num_clusters=4)
+  two = fit(KEY, x, num_clusters=4)
+  chex.assert_trees_all_equal(one, two)
+
+
+# Corners
+
+
+def test_as_many_clusters_as_points_have_no_inertia():
+  x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+  assert fit(KEY, x, num_clusters=12).inertia == 0
+
+
+def test_the_center_of_one_cluster_is_the_mean():
+  x, _ = blobs()
+  result = fit(KEY, x, num_clusters=1)
+  np.testing.assert_allclose(result.centers[0], x.mean(axis=0), atol=1e-5)
+  total = np.square(x - x.mean(axis=0)).sum()
+  np.testing.assert_allclose(result.inertia, total, rtol=1e-5)
+
+
+def test_equal_rows_are_one_distinct_cluster():
+  x = np.full((20, 3), 5.5, np.float32)
+  with pytest.warns(UserWarning, match='1 distinct of 4'):
+    result = fit(KEY, x, num_clusters=4)
+  assert result.inertia == 0
+  assert result.num_steps <= 2
+  chex.assert_tree_all_finite(result)
+
+
+def test_too_few_distinct_rows_give_that_many_labels():
+  x = np.repeat(np.random.default_rng(0).normal(size=(3, 4)), 7, axis=0)
+  x = x.astype(np.float32)
+  with pytest.warns(UserWarning, match='3 distinct of 5'):
+    result = fit(KEY, x, num_clusters=5, tol=0.0)
+  assert len(np.unique(kmeans.predict(result.centers, x))) == 3
+  assert result.converged
+
+
+def test_a_constant_feature_changes_nothing():
+  x, _ = blobs(spread=3.0)
+  wider = np.concatenate([x, np.full((len(x), 1), 4.0, np.float32)], axis=1)
+  plain = fit(KEY, x, num_clusters=4, init=x[:4])
+  result = fit(KEY, wider, num_clusters=4, init=wider[:4])
+  np.testing.assert_allclose(result.centers[:, :-1], plain.centers, atol=1e-5)
+
+
+def test_an_empty_cluster_takes_the_farthest_point():
+  x = jnp.array([[0.0], [1.0], [2.0], [50.0]])
+  start = jnp.array([[1.0], [-1000.0]])
+  result = fit(KEY, x, num_clusters=2, init=start)
+  np.testing.assert_allclose(result.centers[:, 0], [1, 50], atol=1e-5)
+  np.testing.assert_array_equal(result.counts, [3, 1])
+
+
+def test_equal_initial_centers_part():
+  x, _ = blobs(num_clusters=2)
+  result = fit(KEY, x, num_clusters=2, init=np.stack([x[0], x[0]]))
+  assert (result.counts > 0).all()
+
+
+def test_running_out_of_steps_warns():
+  x = jax.random.uniform(KEY, (500, 8))
+  with pytest.warns(UserWarning, match='did not converge in 1 steps'):
+    result = fit(KEY, x, num_clusters=8, max_steps=1)
+  assert not result.converged
+  assert result.stop_reason == StopReason.MAX_STEPS
+
+
+def test_no_tolerance_still_ends():
+  x = jax.random.uniform(KEY, (500, 8))
+  result = fit(KEY, x, num_clusters=8, tol=0, max_steps=1000)
+  assert result.converged
+
+
+def test_nan_that_cannot_be_seen_is_never_converged():
+  jitted = jax.jit(lambda x: fit(KEY, x, num_clusters=2))
+  result = jitted(LINE.at[0, 0].set(jnp.nan))
+  assert result.stop_reason == StopReason.NONFINITE
+  assert not result.converged
+
+
+@pytest.mark.filterwarnings('ignore:k-means found')
+def test_an_outlier_leaves_everything_finite():
+  x = blobs()[0]
+  x[7] = 1e8
+  result = fit(KEY, x, num_clusters=4)
+  chex.assert_tree_all_finite(result)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.uint8])
+def test_narrow_data_are_summed_in_float32(dtype):
+  x = jax.random.randint(KEY, (4000, 3), 0, 200).astype(dtype)
+  result = fit(KEY, x, num_clusters=3, init=x[:3])
+  wide = x.astype(jnp.float32)
+  reference = fit(KEY, wide, num_clusters=3, init=wide[:3])
+  assert result.centers.dtype == jnp.float32
+  np.testing.assert_allclose(result.inertia, reference.inertia, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_clusters': 5}, 'num_clusters is 5, but x has only 4 rows'),
+    ({'num_clusters': 2.5}, 'num_clusters is 2.5'),
+    ({'num_clusters': 2, 'num_restarts': 0}, 'num_restarts is 0'),
+    ({'num_clusters': 2, 'init': 'best'}, "init is 'best'"),
+    ({'num_clusters': 2, 'init': np.ones((3, 1))}, r'init has shape \(3, 1\)'),
+    ({'num_clusters': 2, 'init': np.full((2, 1), np.nan)}, 'NaN'),
+    ({'num_clusters': 2, 'tol': -1}, 'tol is -1'),
+    ({'num_clusters': 2, 'max_steps': 0}, 'max_steps is 0'),
+  ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+  with pytest.raises(InputError, match=message):
+    fit(KEY, LINE, **options)
+
+
+def test_a_good_fit_warns_of_nothing():
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    fit(KEY, LINE, num_clusters=2)
+
+
+def test_centers_must_fit_the_points_to_predict():
+  with pytest.raises(InputError, match='centers has shape'):
+    kmeans.predict(jnp.ones((2, 3)), LINE)
