@@ -1,0 +1,148 @@
+"""The plan of the house: what may import what, and what runs where."""
+
+import ast
+import functools
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+
+import jaxclust
+from jaxclust import gmm, kmeans, training
+from jaxclust.autoencoder import Autoencoder
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAYERS = [
+  {'numerics'},
+  {'metrics', 'data', 'layers', 'workdir'},
+  {'kmeans', 'autoencoder', 'report'},
+  {'gmm', 'training'},
+  {'experiments'},
+]
+
+
+def imports(path):
+  """Names of the modules of the package that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module == 'jaxclust':
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      head, _, name = node.module.partition('.')
+      if head == 'jaxclust':
+        yield name
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        head, _, name = alias.name.partition('.')
+        if head == 'jaxclust':
+          yield name
+
+
+def test_modules_import_from_lower_layers_only():
+  modules = {p.stem for p in (ROOT / 'jaxclust').glob('*.py')} - {'__init__'}
+  assert modules == set().union(*LAYERS)
+  lower = set()
+  for layer in LAYERS:
+    for module in layer:
+      found = set(imports(ROOT / 'jaxclust' / f'{module}.py'))
+      assert found <= lower, f'{module} imports {found - lower}'
+    lower |= layer
+
+
+def test_configs_import_nothing_of_the_package():
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert not set(imports(path))
+
+
+def test_the_top_level_holds_what_it_should():
+  tracked = subprocess.run(
+    ['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  if tracked.returncode:
+    pytest.skip('not a git checkout')
+  names = {name.split('/')[0] for name in tracked.stdout.split()}
+  visible = {name for name in names if not name.startswith('.')}
+  assert visible <= {
+    'LICENSE',
+    'README.md',
+    'configs',
+    'jaxclust',
+    'launch.py',
+    'pyproject.toml',
+    'tests',
+  }
+
+
+def test_importing_the_package_is_light():
+  code = (
+    'import sys, jaxclust\n'
+    'heavy = {"sklearn", "orbax", "matplotlib", "tensorflow_datasets",'
+    ' "tensorflow", "torch"} & set(sys.modules)\n'
+    'assert not heavy, heavy'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+  assert jaxclust.kmeans is kmeans
+
+
+MODEL = Autoencoder((8, 8, 1), (4, 2))
+X = jax.ShapeDtypeStruct((64, 6), jnp.float32)
+IMAGES = jax.ShapeDtypeStruct((40, 8, 8, 1), jnp.uint8)
+
+
+def fit_kmeans(key, x):
+  return kmeans.fit(key, x, num_clusters=3, num_restarts=4)
+
+
+def fit_gmm(covariance, key, x):
+  return gmm.fit(
+    key, x, num_components=3, covariance=covariance, num_restarts=2
+  )
+
+
+def use_gmm(key, x):
+  params = fit_gmm('full', key, x).params
+  return (
+    gmm.predict(params, x),
+    gmm.responsibilities(params, x),
+    gmm.sample(key, params, 5),
+    gmm.bic(params, x),
+    gmm.aic(params, x),
+  )
+
+
+def predict_kmeans(key, x):
+  return kmeans.predict(x[:3], x)
+
+
+def train(key, x):
+  images = jnp.zeros(IMAGES.shape, IMAGES.dtype)
+  state = training.init(key, MODEL)
+  options = {'model': MODEL, 'batch_size': 16}
+  state = training.train_steps(
+    state, images, key, 2, learning_rate=1e-3, **options
+  )
+  return (
+    training.mean_loss(state.params, images, **options),
+    training.encode(state.params, images, **options),
+  )
+
+
+ENTRY_POINTS = {
+  'kmeans': fit_kmeans,
+  'predict': predict_kmeans,
+  **{f: functools.partial(fit_gmm, f) for f in gmm.FAMILIES},
+  'use_gmm': use_gmm,
+  'training': train,
+}
+
+
+@pytest.mark.parametrize('name', ENTRY_POINTS)
+def test_entry_points_lower_for_accelerators(name):
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  exported = jax.export.export(
+    jax.jit(ENTRY_POINTS[name]), platforms=['cuda', 'tpu']
+  )(key, X)
+  assert exported.platforms == ('cuda', 'tpu')

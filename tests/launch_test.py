@@ -1,0 +1,250 @@
+"""The command line: every config from end to end, and what it answers."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from jaxclust import experiments, workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+  'kmeans': ['--config.kmeans.num_restarts=2'],
+  'ae_kmeans': [
+    '--config.kmeans.num_restarts=2',
+    '--config.training.num_epochs=2',
+  ],
+  'gmm': ['--config.gmm.num_restarts=1', '--config.training.num_epochs=2'],
+}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_top(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def run(name, path, *flags):
+  config = f'--config=configs/{name}.py:digits'
+  return launch.main(['launch.py', config, f'--workdir={path}', *flags])
+
+
+def read(path, name='summary.json'):
+  return json.loads((path / name).read_text())
+
+
+def test_every_config_is_run_here():
+  assert {p.stem for p in (ROOT / 'configs').glob('*.py')} == set(SMALL)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
+  assert run(name, tmp_path, *SMALL[name]) == 0
+  lines = capfd.readouterr().out.splitlines()
+  assert lines[-1] == os.path.relpath(tmp_path)
+  assert any('ARI' in line for line in lines)
+  assert '\x1b' not in ''.join(lines)
+  summary = read(tmp_path)
+  assert summary['experiment'] == name
+  assert summary['dataset']['num_train'] == 1348
+  assert summary['dataset']['num_test'] == 449
+  for split in ('train', 'test'):
+    scores = summary[split]
+    assert 0 < scores['ari'] < 1
+    assert len(scores['cluster_purity']) == 10
+  assert summary['fit']['stop_reason'] == 'converged'
+  assert 'data' in summary['seconds']
+  with np.load(tmp_path / 'assignments.npz') as arrays:
+    assert arrays['train_labels'].shape == (1348,)
+    assert arrays['test_labels'].dtype == np.int32
+    if name == 'gmm':
+      shares = arrays['test_responsibilities']
+      np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+      np.testing.assert_array_equal(
+        shares.argmax(axis=1), arrays['test_labels']
+      )
+  figures = {p.name for p in (tmp_path / 'figures').iterdir()}
+  assert figures == {'confusion.png'} | (
+    set() if name == 'kmeans' else {'loss.png'}
+  )
+  records = [
+    json.loads(line)
+    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  losses = [r for r in records if r['phase'] == 'autoencoder']
+  assert [r['epoch'] for r in losses] == ([] if name == 'kmeans' else [1, 2])
+  clusterer = 'gmm' if name == 'gmm' else 'kmeans'
+  assert [r for r in records if r['phase'] == clusterer]
+  config = read(tmp_path, 'config.json')
+  assert config['data']['name'] == 'digits'
+
+
+def test_a_finished_run_is_left_alone(tmp_path, capfd):
+  assert run('kmeans', tmp_path, *SMALL['kmeans']) == 0
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.*')}
+  capfd.readouterr()
+  assert run('kmeans', tmp_path, *SMALL['kmeans']) == 0
+  assert 'already finished' in capfd.readouterr().out
+  after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.*')}
+  assert {p.name for p in before if before[p] != after[p]} <= {'.lock'}
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
+  flags = ['--config.training.num_epochs=5', '--config.gmm.tol=1e-4']
+  assert run('gmm', tmp_path / 'whole', *flags) == 0
+  monkeypatch.setattr(experiments, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  # Each stop is a process that dies right after a checkpoint.
+  for phase, step in (('autoencoder', 3), ('gmm', 1)):
+    with monkeypatch.context() as patch:
+      patch.setattr(workdir, 'save', dying(workdir.save, phase, step))
+      with pytest.raises(KeyboardInterrupt):
+        run('gmm', tmp_path / 'stopped', *flags)
+  assert run('gmm', tmp_path / 'stopped', *flags) == 0
+  whole, stopped = (read(tmp_path / d) for d in ('whole', 'stopped'))
+  for summary in (whole, stopped):
+    del summary['seconds']
+  assert whole == stopped
+  epochs = workdir.read_log(tmp_path / 'stopped', 'autoencoder')
+  assert [r['epoch'] for r in epochs] == [1, 2, 3, 4, 5]
+  with (
+    np.load(tmp_path / 'whole' / 'assignments.npz') as a,
+    np.load(tmp_path / 'stopped' / 'assignments.npz') as b,
+  ):
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def dying(save, phase, step):
+  def save_and_die(path, saved_phase, saved_step, state):
+    save(path, saved_phase, saved_step, state)
+    if saved_phase == phase and saved_step >= step:
+      raise KeyboardInterrupt
+
+  return save_and_die
+
+
+def test_a_training_that_diverges_ends_with_status_3(tmp_path, capfd):
+  flags = ['--config.training.learning_rate=1e30']
+  assert run('gmm', tmp_path, *flags) == 3
+  message = capfd.readouterr().err
+  assert 'lower config.training.learning_rate' in message
+  assert not (tmp_path / 'summary.json').exists()
+
+
+def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
+  images = np.random.default_rng(0).integers(0, 256, (60, 6, 7), np.uint8)
+  np.savez(tmp_path / 'mine.npz', images=images)
+  flags = [f'--config.data.name={tmp_path}/mine.npz', *SMALL['ae_kmeans']]
+  assert run('ae_kmeans', tmp_path / 'run', *flags) == 0
+  assert 'no labels' in capfd.readouterr().out
+  summary = read(tmp_path / 'run')
+  assert not {'train', 'test'} & summary.keys()
+  assert summary['dataset']['image_shape'] == [6, 7, 1]
+
+
+def test_warnings_are_shown_and_recorded(tmp_path, capfd):
+  assert run('kmeans', tmp_path, '--config.kmeans.max_steps=1') == 0
+  assert 'warning: k-means did not converge' in capfd.readouterr().out
+  assert 'did not converge' in read(tmp_path)['warnings'][0]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config=configs/gmm.py:digits', '--config.sed=1'], '"seed"'),
+    (['--config=configs/gmm.py:digits', '--config.gmm.rg=1'], '"reg"'),
+    (['--config=configs/gmm.py:digits', '--config.seed=x'], 'config.seed=x'),
+    (['--config=configs/gmm.py:digits', '--wokdir=x'], '--workdir?'),
+    (['--config=configs/gmm.py:digits', 'stray'], "'stray' belongs to no"),
+    (['--config=configs/gmm.py:digts'], "variant is 'digts'"),
+    (['--config=configs/gm.py'], 'did you mean configs/gmm.py?'),
+    ([], 'add --config=FILE'),
+    (
+      [
+        '--config=configs/kmeans.py:digits',
+        '--config.kmeans.num_clusters=2000',
+      ],
+      'num_clusters is 2000, but x has only 1348 rows',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.gmm.covariance=ful'],
+      "covariance is 'ful'",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.training.batch_size=0'],
+      'batch_size is 0',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.autoencoder.features=(0,)'],
+      'features is 0',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.experiment=gm'],
+      "config.experiment is 'gm'",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.data.name=digitz'],
+      'digits',
+    ),
+  ],
+)
+def test_a_mistake_is_answered_in_one_line(flags, message, tmp_path, capfd):
+  path = tmp_path / 'run'
+  status = launch.main(['launch.py', *flags, f'--workdir={path}'])
+  captured = capfd.readouterr()
+  assert status == 2
+  assert captured.err.startswith('error: ')
+  assert captured.err.count('\n') == 1
+  assert message in captured.err
+  assert not path.exists()
+
+
+def test_help_is_quick_and_needs_no_device():
+  env = os.environ | {'JAX_PLATFORMS': 'none_such'}
+  done = subprocess.run(
+    [sys.executable, 'launch.py', '--help'],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert '--workdir' in done.stdout
+
+
+def test_the_flagship_on_digits_reaches_its_mark(tmp_path):
+  assert run('gmm', tmp_path) == 0
+  assert read(tmp_path)['train']['ari'] >= 0.45
+
+
+def test_the_main_run_is_clean_under_debug_nans(tmp_path):
+  with jax.debug_nans(True):
+    assert run('gmm', tmp_path, *SMALL['gmm']) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  'JAXCLUST_RAW_DIR' not in os.environ,
+  reason='$JAXCLUST_RAW_DIR does not name the files of Fashion-MNIST',
+)
+def test_an_epoch_of_fashion_mnist_and_its_mixture(tmp_path):
+  status = launch.main(
+    [
+      'launch.py',
+      '--config=configs/gmm.py',
+      f'--workdir={tmp_path}/run',
+      f'--config.data.dir={tmp_path}/tfds',
+      '--config.training.num_epochs=1',
+      '--config.gmm.num_restarts=1',
+    ]
+  )
+  assert status == 0
+  summary = read(tmp_path / 'run')
+  assert summary['dataset']['num_train'] == 60_000
+  assert summary['train']['ari'] > 0.25
+  assert summary['test']['ari'] > 0.25

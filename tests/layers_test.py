@@ -1,0 +1,123 @@
+"""Each fast layer against its plain formula, in value and in gradient."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxclust import layers
+
+SHAPES = [(1, 1, 1, 1), (2, 7, 5, 3), (3, 8, 8, 1), (1, 4, 6, 2), (5, 2, 3, 4)]
+
+
+def plain_conv(x, kernel):
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def plain_relu_pool(x):
+  return nn.max_pool(nn.relu(x), (2, 2), (2, 2), 'SAME')
+
+
+def plain_upsample_conv(x, kernel, size):
+  batch, height, width, channels = x.shape
+  x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), 'nearest')
+  return plain_conv(x[:, : size[0], : size[1]], kernel)
+
+
+def assert_same(fast, plain, *args):
+  """Asserts equal values, and equal gradients of a random projection."""
+  chex.assert_trees_all_close(fast(*args), plain(*args), atol=1e-5)
+  like = plain(*args)
+  direction = jax.random.normal(jax.random.key(9), like.shape)
+  wanted = tuple(range(len(args)))
+
+  def gradients(fn):
+    return jax.grad(lambda *a: jnp.vdot(direction, fn(*a)), wanted)(*args)
+
+  chex.assert_trees_all_close(
+    gradients(fast), gradients(plain), atol=1e-4, rtol=1e-4
+  )
+
+
+def draw(shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_a_convolution_by_hand():
+  x = jnp.zeros((1, 3, 3, 1)).at[0, 0, 0, 0].set(2.0)
+  kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+  # Cross-correlation: the pixel meets the taps at and before the center.
+  expected = np.array([[8, 6, 0], [2, 0, 0], [0, 0, 0]])
+  np.testing.assert_array_equal(layers.conv(x, kernel)[0, ..., 0], expected)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('channels_out', [1, 4])
+def test_conv_is_the_plain_convolution(shape, channels_out):
+  kernel = draw((3, 3, shape[-1], channels_out), 1)
+  assert_same(layers.conv, plain_conv, draw(shape), kernel)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_relu_pool_is_relu_and_max_pool(shape):
+  assert_same(layers.relu_pool, plain_relu_pool, draw(shape))
+
+
+def test_where_pooled_values_tie_the_first_takes_the_gradient():
+  x = jnp.full((1, 4, 4, 2), 3.0)
+  assert_same(layers.relu_pool, plain_relu_pool, x)
+  grad = jax.grad(lambda x: layers.relu_pool(x).sum())(x)[0, ..., 0]
+  first = [[0, 0], [0, 2], [2, 0], [2, 2]]
+  np.testing.assert_array_equal(np.argwhere(grad), first)
+
+
+def test_where_nothing_is_positive_there_is_no_gradient():
+  x = jnp.array([-1.0, 0.0, -2.0, 0.0]).reshape(1, 2, 2, 1)
+  assert_same(layers.relu_pool, plain_relu_pool, x)
+  assert not jax.grad(lambda x: layers.relu_pool(x).sum())(x).any()
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('crop', [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_upsample_conv_is_upsampling_and_a_convolution(shape, crop):
+  size = (2 * shape[1] - crop[0], 2 * shape[2] - crop[1])
+  kernel = draw((3, 3, shape[-1], 3), 1)
+  assert_same(
+    lambda x, k: layers.upsample_conv(x, k, size),
+    lambda x, k: plain_upsample_conv(x, k, size),
+    draw(shape),
+    kernel,
+  )
+
+
+class VariantsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_layers_do_not_depend_on_jit(self):
+    x, kernel = draw((2, 6, 6, 2)), draw((3, 3, 2, 3), 1)
+
+    def layer(x, kernel):
+      return layers.upsample_conv(
+        layers.relu_pool(layers.conv(x, kernel)), kernel[:, :, :1].repeat(3, 2),
+        (6, 6),
+      )  # fmt: skip
+
+    out = self.variant(layer)(x, kernel)
+    chex.assert_shape(out, (2, 6, 6, 3))
+    pooled = plain_relu_pool(plain_conv(x, kernel))
+    expected = plain_upsample_conv(
+      pooled, kernel[:, :, :1].repeat(3, 2), (6, 6)
+    )
+    chex.assert_trees_all_close(out, expected, atol=1e-4)
+
+  def test_gradients_in_a_loop_are_those_outside(self):
+    x, kernel = draw((4, 8, 8, 3)), draw((3, 3, 3, 2), 1)
+    grad = jax.grad(lambda k: jnp.square(layers.conv(x, k)).mean())
+    looped = lax.fori_loop(0, 3, lambda _, k: k - 0.1 * grad(k), kernel)
+    for _ in range(3):
+      kernel = kernel - 0.1 * grad(kernel)
+    chex.assert_trees_all_close(looped, kernel, atol=1e-5)
