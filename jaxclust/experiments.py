@@ -184,7 +184,7 @@ def _train_autoencoder(config, splits, key, path):
   state = training.init(jax.random.fold_in(key, _INIT), model)
   begun, state = workdir.restore(path, 'autoencoder', state)
   workdir.rewind_log(path, 'autoencoder', 'epoch', begun)
-  saver = _Saver(path, 'autoencoder')
+  saver = _Saver(path, 'autoencoder', begun)
   with report.progress('autoencoder', options.num_epochs) as show:
     for epoch in range(begun + 1, options.num_epochs + 1):
       start = time.perf_counter()
@@ -207,7 +207,7 @@ def _train_autoencoder(config, splits, key, path):
           batch_size=options.batch_size,
         )
         record['val_loss'] = float(loss)
-      _check_losses(record, epoch, begun, saver.last)
+      _check_losses(record, epoch, saver.last)
       record['seconds'] = round(elapsed, 3)
       workdir.log(path, phase='autoencoder', epoch=epoch, **record)
       saver.save(epoch, state, final=epoch == options.num_epochs)
@@ -222,12 +222,12 @@ def _standardize(points):
   return {split: x / scale for split, x in points.items()}
 
 
-def _check_losses(record, epoch, begun, saved):
+def _check_losses(record, epoch, saved):
   if not all(np.isfinite(loss) for loss in record.values()):
     raise RunError(
       f'the loss is {record["train_loss"]} at epoch {epoch}: lower '
       'config.training.learning_rate. The newest checkpoint is that of epoch '
-      f'{saved or begun}'
+      f'{saved}'
     )
 
 
@@ -242,7 +242,7 @@ def _cluster(clusterer, name, key, x, options, path):
   num_steps = _steps_per_call(
     num_runs * clusterer.operations(*x.shape, options[clusterer.groups])
   )
-  saver = _Saver(path, name)
+  saver = _Saver(path, name, begun)
   step = begun
   with report.progress(name, options['max_steps']) as show:
     while running := int((state.stop_reason == StopReason.RUNNING).sum()):
@@ -325,15 +325,15 @@ def _write_results(dataset, path, result, labels, points, num_groups):
 class _Saver:
   """Saves checkpoints of a phase, but not more often than it is worth."""
 
-  def __init__(self, path, phase):
+  def __init__(self, path, phase, begun):
     self.path, self.phase = path, phase
-    self.last = None
+    self.last = begun
     self._time = time.monotonic()
 
   def save(self, step, state, final=False):
     """Saves if the last time was long ago, or if this is the final state."""
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    if due or (final and step != self.last):
+    if step != self.last and (due or final):
       workdir.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
 

@@ -405,6 +405,7 @@ def m_step(
   return params, num_repaired
 
 
+@jax.jit
 def best(state: GMMState) -> GMMResult:
   """Returns the run of largest finite likelihood, in the data's units."""
   index = numerics.best_finite(-state.log_likelihood)

@@ -278,6 +278,7 @@ def step(
   return _choose(finite, moved, stuck)
 
 
+@jax.jit
 def best(state: KMeansState) -> KMeansResult:
   """Returns the run of least finite inertia, in the data's units."""
   index = numerics.best_finite(state.inertia)

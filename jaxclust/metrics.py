@@ -30,7 +30,7 @@ def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
     the largest class of their cluster) and 'cluster_purity' (a list of K; 0 for
     a cluster without points).
   """
-  classes, labels = np.asarray(classes), np.asarray(labels)
+  classes = np.unique(classes, return_inverse=True)[1]
   table = confusion(classes, labels, num_clusters)
   rows, columns = match(table)
   largest = table.max(axis=0)
