@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
   loss_sum: jax.Array  # [] sum of the losses of this epoch's images
 
 
+@functools.partial(jax.jit, static_argnames='model')
 def init(key: jax.Array, model: Autoencoder) -> TrainState:
   """Draws the network's parameters."""
   params = model.init(key, jnp.zeros((1, *model.image_shape)))

@@ -16,12 +16,14 @@ def count(tree):
 def test_the_reports_network_has_4385_parameters_and_a_code_of_128():
   model = Autoencoder((28, 28, 1))
   images = jnp.ones((2, 28, 28, 1))
-  params = model.init(jax.random.key(0), images)
+  params = jax.jit(model.init)(jax.random.key(0), images)
   assert count(params) == 4385
-  code = model.apply(params, images, method='encode')
+  code = jax.jit(model.apply, static_argnames='method')(
+    params, images, method='encode'
+  )
   chex.assert_shape(code, (2, 128))
   assert autoencoder.code_size((28, 28, 1), (16, 8, 8)) == 128
-  chex.assert_shape(model.apply(params, images), (2, 28, 28, 1))
+  chex.assert_shape(jax.jit(model.apply)(params, images), (2, 28, 28, 1))
 
 
 def test_maps_shrink_by_halves_rounded_up():
@@ -36,19 +38,24 @@ def test_maps_shrink_by_halves_rounded_up():
 def test_a_reconstruction_has_the_shape_of_its_image(shape, features):
   model = Autoencoder(shape, features)
   images = jax.random.uniform(jax.random.key(0), (3, *shape))
-  out, params = model.init_with_output(jax.random.key(1), images)
+
+  @jax.jit
+  def reconstruct(key, images):
+    out, params = model.init_with_output(key, images)
+    code = model.apply(params, images, method='encode')
+    return out, code, model.apply(params, code, method='decode')
+
+  out, code, decoded = reconstruct(jax.random.key(1), images)
   chex.assert_shape(out, images.shape)
   chex.assert_tree_all_finite(out)
   assert (out >= 0).all()
-  code = model.apply(params, images, method='encode')
   chex.assert_shape(code, (3, autoencoder.code_size(shape, features)))
-  decoded = model.apply(params, code, method='decode')
   chex.assert_trees_all_close(decoded, out, atol=1e-6)
 
 
 def test_black_images_have_finite_gradients():
   model = Autoencoder((8, 8, 1), (4, 2))
   images = jnp.zeros((2, 8, 8, 1))
-  params = model.init(jax.random.key(0), images)
+  params = jax.jit(model.init)(jax.random.key(0), images)
   loss = lambda p: jnp.square(model.apply(p, images)).mean()  # noqa: E731
-  chex.assert_tree_all_finite(jax.grad(loss)(params))
+  chex.assert_tree_all_finite(jax.jit(jax.grad(loss))(params))

@@ -41,7 +41,9 @@ LINE = jnp.array([[0.0], [1.0], [10.0], [11.0]])
 
 def test_four_points_on_a_line():
   result = fit(KEY, LINE, num_clusters=2, init=jnp.array([[0.0], [1.0]]))
-  np.testing.assert_allclose(np.sort(result.centers[:, 0]), [0.5, 10.5])
+  np.testing.assert_allclose(
+    np.sort(result.centers[:, 0]), [0.5, 10.5], rtol=1e-6
+  )
   np.testing.assert_allclose(result.inertia, 4 * 0.25, rtol=1e-6)
   np.testing.assert_array_equal(result.counts, [2, 2])
   labels = kmeans.predict(result.centers, LINE)
