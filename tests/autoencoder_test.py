@@ -32,9 +32,14 @@ def test_maps_shrink_by_halves_rounded_up():
 
 
 @pytest.mark.parametrize(
-  'shape', [(27, 31, 3), (8, 8, 1), (5, 9, 4), (1, 1, 1)]
+  ('shape', 'features'),
+  [
+    ((27, 31, 3), (6, 4)),
+    ((8, 8, 1), (4,)),
+    ((5, 9, 4), (4, 4, 2)),
+    ((1, 1, 1), (2, 2)),
+  ],
 )
-@pytest.mark.parametrize('features', [(4,), (6, 4), (4, 4, 2)])
 def test_a_reconstruction_has_the_shape_of_its_image(shape, features):
   model = Autoencoder(shape, features)
   images = jax.random.uniform(jax.random.key(0), (3, *shape))

@@ -1,6 +1,9 @@
 """k-means: seeding, Lloyd's algorithm, its laws and its corners."""
 
 import functools
+import gzip
+import os
+import pathlib
 import warnings
 
 import chex
@@ -103,6 +106,27 @@ def test_it_ends_where_scikit_learn_ends_from_the_same_start(weighted):
     )
     np.testing.assert_allclose(ours.inertia, peer.inertia_, rtol=1e-4)
     assert same_partition(kmeans.predict(ours.centers, x), peer.labels_)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  'JAXCLUST_RAW_DIR' not in os.environ,
+  reason='$JAXCLUST_RAW_DIR does not name the files of Fashion-MNIST',
+)
+def test_on_fashion_mnist_ten_starts_end_at_scikit_learns_inertia():
+  path = pathlib.Path(os.environ['JAXCLUST_RAW_DIR'])
+  with gzip.open(path / 'train-images-idx3-ubyte.gz') as file:
+    pixels = np.frombuffer(file.read(), np.uint8, offset=16)
+  x = pixels.reshape(60_000, 784).astype(np.float32) / 255
+  state = kmeans.start(KEY, x, num_clusters=10, num_restarts=10)
+  starts = np.asarray(state.frame.leave(state.centers))
+  ours = kmeans.fit(KEY, x, num_clusters=10, init=starts)
+  theirs = [
+    sklearn.cluster.KMeans(10, init=start, n_init=1).fit(x).inertia_
+    for start in starts
+  ]
+  np.testing.assert_allclose(ours.inertias, theirs, rtol=1e-4)
+  np.testing.assert_allclose(ours.inertia, min(theirs), rtol=1e-4)
 
 
 def test_greedy_seeding_is_as_good_as_scikit_learns():
