@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from jaxclust import layers
+from jaxclust import layers, numerics
+from jaxclust.numerics import InputError
 
 
 class Autoencoder(nn.Module):
@@ -79,6 +80,18 @@ class Conv(nn.Module):
     else:
       x = layers.upsample_conv(x, kernel, size)
     return x + bias.reshape(1, 1, 1, -1)
+
+
+def check_options(*, features: Sequence[int]) -> None:
+  """Checks the options of the network.
+
+  Raises:
+    InputError: if there is no level, or one without channels.
+  """
+  if not features:
+    raise InputError('features is empty: name the channels of each level')
+  for channels in features:
+    numerics.check_count('each of features', channels)
 
 
 def level_sizes(

@@ -9,6 +9,7 @@ Axes: N images, H height, W width, C channels, D features, K clusters.
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import pathlib
 import sys
@@ -24,16 +25,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import (
+  autoencoder,
   data,
   gmm,
   kmeans,
   metrics,
-  numerics,
   report,
   training,
   workdir,
 )
-from jaxclust.autoencoder import Autoencoder, code_size
 from jaxclust.numerics import InputError, StopReason
 
 # Draws of a run, each from fold_in(key(seed), number).
@@ -180,9 +180,11 @@ def _train_autoencoder(config, splits, key, path):
   options = config.training
   images = splits['train']
   num_images = len(images)
-  model = Autoencoder(images.shape[1:], tuple(config.autoencoder.features))
+  model = autoencoder.Autoencoder(
+    images.shape[1:], tuple(config.autoencoder.features)
+  )
   state = training.init(jax.random.fold_in(key, _INIT), model)
-  begun, state = workdir.restore(path, 'autoencoder', state)
+  begun, state = workdir.restore(path, 'autoencoder', state) or (0, state)
   workdir.rewind_log(path, 'autoencoder', 'epoch', begun)
   saver = _Saver(path, 'autoencoder', begun)
   with report.progress('autoencoder', options.num_epochs) as show:
@@ -235,8 +237,9 @@ def _cluster(clusterer, name, key, x, options, path):
   """Steps all runs until they stop; returns the best."""
   module = clusterer.module
   run_options, start_options = _split(options)
-  state = module.start(key, x, **start_options)
-  begun, state = workdir.restore(path, name, state)
+  start = functools.partial(module.start, **start_options)
+  restored = workdir.restore(path, name, jax.eval_shape(start, key, x))
+  begun, state = restored or (0, start(key, x))
   workdir.rewind_log(path, name, 'step', begun)
   num_runs = len(state.num_steps)
   num_steps = _steps_per_call(
@@ -349,11 +352,9 @@ def _check(config, dataset):
   num_images, *shape = dataset.images.shape
   num_features = int(np.prod(shape))
   if encoded:
-    features = config.autoencoder.features
-    for channels in features:
-      numerics.check_count('config.autoencoder.features', channels)
+    autoencoder.check_options(**config.autoencoder)
     training.check_options(**config.training)
-    num_features = code_size(shape, features)
+    num_features = autoencoder.code_size(shape, config.autoencoder.features)
   run_options, start_options = _split(config[name].to_dict())
   module = CLUSTERERS[name].module
   module.check_start(num_images, num_features, **start_options)

@@ -277,19 +277,17 @@ def run(
     The new state, and the mean log-likelihood after each step
     `[num_steps, R]`; a run that has stopped repeats its last one.
   """
-  limit = jnp.minimum(max_steps, state.num_steps + num_steps)
-  x, sample_weight = numerics.as_arrays(x, sample_weight)
-  return _iterate(
-    state,
-    x,
-    sample_weight,
-    limit,
-    max_steps,
-    tol,
-    reg,
-    num_steps,
-    block_size,
+  advance = functools.partial(
+    step,
+    x=x,
+    sample_weight=sample_weight,
+    tol=tol,
+    reg=reg,
+    block_size=block_size,
   )
+  limit = jnp.minimum(max_steps, state.num_steps + num_steps)
+  state, history = _iterate(advance, state, limit, num_steps)
+  return numerics.mark_out_of_steps(state, max_steps), history
 
 
 @functools.partial(jax.jit, static_argnames='block_size')
@@ -304,11 +302,17 @@ def complete(
   block_size: int | None = None,
 ) -> GMMState:
   """Steps every run until it stops; arguments as for `run`."""
-  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  advance = functools.partial(
+    step,
+    x=x,
+    sample_weight=sample_weight,
+    tol=tol,
+    reg=reg,
+    block_size=block_size,
+  )
   limit = jnp.broadcast_to(max_steps, state.num_steps.shape)
-  return _iterate(
-    state, x, sample_weight, limit, max_steps, tol, reg, 0, block_size
-  )[0]
+  state, _ = _iterate(advance, state, limit, 0)
+  return numerics.mark_out_of_steps(state, max_steps)
 
 
 def step(
@@ -654,15 +658,24 @@ def _first_state(params, num_repaired, x, sample_weight, frame, block_size):
   )
 
 
-def _iterate(
-  state, x, sample_weight, limit, max_steps, tol, reg, num_rows, block_size
-):
-  """Steps the runs one after another, each up to its limit `[R]`."""
+def _iterate(advance, state, limit, num_rows):
+  """Steps the runs one after another, each up to its limit `[R]`.
+
+  Args:
+    advance: state -> state, one step of a single run.
+    state: R runs.
+    limit: `[R]` steps.
+    num_rows: S, of the history.
+
+  Returns:
+    The new state, and the likelihoods after each step `[S, R]`.
+  """
   frame = state.frame
   rows = lax.iota(jnp.int32, num_rows)
 
-  def one(run):
-    begun, limit = run[0].num_steps, run[1]
+  def iterate_one(run_and_limit):
+    state, limit = run_and_limit
+    begun = state.num_steps
 
     def active(carry):
       state, _ = carry
@@ -671,20 +684,17 @@ def _iterate(
 
     def body(carry):
       old, scores = carry
-      new = step(old, x, sample_weight, tol, reg, block_size)
+      new = advance(old)
       since = rows >= old.num_steps - begun
       return new, jnp.where(since, new.log_likelihood, scores)
 
-    state = run[0]._replace(frame=frame)
+    state = state._replace(frame=frame)
     scores = jnp.broadcast_to(state.log_likelihood, (num_rows,))
     state, scores = lax.while_loop(active, body, (state, scores))
     return state._replace(frame=None), scores
 
-  runs, history = lax.map(one, (state._replace(frame=None), limit))
-  out = (runs.stop_reason == StopReason.RUNNING) & (runs.num_steps >= max_steps)
-  reason = jnp.where(out, StopReason.MAX_STEPS, runs.stop_reason)
-  runs = runs._replace(frame=frame, stop_reason=reason.astype(jnp.int32))
-  return runs, history.T
+  runs, history = lax.map(iterate_one, (state._replace(frame=None), limit))
+  return runs._replace(frame=frame), history.T
 
 
 def _moments(family, responsibilities, weight, means, x):

@@ -209,14 +209,15 @@ def run(
     The new state, and the inertia after each step `[num_steps, R]`; a run that
     has stopped repeats its last one.
   """
-  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  advance = functools.partial(
+    step, x=x, sample_weight=sample_weight, tol=tol, block_size=block_size
+  )
   history = jnp.broadcast_to(
     state.inertia[None], (num_steps, *state.inertia.shape)
   )
   limit = jnp.minimum(max_steps, state.num_steps + num_steps)
-  return _iterate(
-    state, x, sample_weight, limit, max_steps, tol, history, block_size
-  )
+  state, history = _iterate(advance, state, limit, history)
+  return numerics.mark_out_of_steps(state, max_steps), history
 
 
 @functools.partial(jax.jit, static_argnames='block_size')
@@ -230,11 +231,13 @@ def complete(
   block_size: int | None = None,
 ) -> KMeansState:
   """Steps every run until it stops; arguments as for `run`."""
-  x, sample_weight = numerics.as_arrays(x, sample_weight)
+  advance = functools.partial(
+    step, x=x, sample_weight=sample_weight, tol=tol, block_size=block_size
+  )
   history = jnp.zeros((0, *state.inertia.shape), state.inertia.dtype)
-  return _iterate(
-    state, x, sample_weight, max_steps, max_steps, tol, history, block_size
-  )[0]
+  limit = jnp.broadcast_to(max_steps, state.num_steps.shape)
+  state, _ = _iterate(advance, state, limit, history)
+  return numerics.mark_out_of_steps(state, max_steps)
 
 
 def step(
@@ -484,60 +487,62 @@ def _random_rows(
 SEEDINGS = {'k-means++': _plus_plus, 'random': _random_rows}
 
 
-def _iterate(
-  state, x, sample_weight, limit, max_steps, tol, history, block_size
-):
-  """Steps every run up to its limit, in ever narrower batches."""
-  limit = jnp.broadcast_to(limit, state.num_steps.shape)
+def _iterate(advance, state, limit, history):
+  """Steps every run up to its limit `[R]`, in ever narrower batches.
+
+  Args:
+    advance: state -> state, one step of all its runs.
+    state: R runs.
+    limit: `[R]` steps.
+    history: `[S, R]` inertias, rewritten from the first step of this call on.
+  """
   begun = state.num_steps
   width = begun.shape[0]
   while width:
-    active = (state.stop_reason == StopReason.RUNNING) & (
-      state.num_steps < limit
+    lanes = jnp.argsort(~_active(state, limit), stable=True)[:width]
+    part, scores = _iterate_lanes(
+      advance,
+      _take(state, lanes),
+      limit[lanes],
+      begun[lanes],
+      history[:, lanes],
     )
-    lanes = jnp.argsort(~active, stable=True)[:width]
-    state, history = _iterate_lanes(
-      lanes, state, x, sample_weight, limit, begun, tol, history, block_size
-    )
+    state = jax.tree.map(
+      lambda a, b, lanes=lanes: a.at[lanes].set(b),
+      state._replace(frame=None),
+      part._replace(frame=None),
+    )._replace(frame=state.frame)
+    history = history.at[:, lanes].set(scores)
     width //= 2
-  out = (state.stop_reason == StopReason.RUNNING) & (
-    state.num_steps >= max_steps
-  )
-  reason = jnp.where(out, StopReason.MAX_STEPS, state.stop_reason)
-  return state._replace(stop_reason=reason.astype(jnp.int32)), history
+  return state, history
 
 
-def _iterate_lanes(
-  lanes, state, x, sample_weight, limit, begun, tol, history, block_size
-):
-  """Steps the runs at lanes `[L]` until at most half of them are active."""
-  frame = state.frame
-  limit, begun = limit[lanes], begun[lanes]
+def _iterate_lanes(advance, state, limit, begun, history):
+  """Steps runs together until at most half of them are active."""
   rows = lax.iota(jnp.int32, history.shape[0])[:, None]
 
-  def active(state):
-    running = state.stop_reason == StopReason.RUNNING
-    return running & (state.num_steps < limit)
-
   def keep_going(carry):
-    return active(carry[0]).sum() > lanes.shape[0] // 2
+    return _active(carry[0], limit).sum() > limit.shape[0] // 2
 
   def body(carry):
-    old, scores = carry
-    new = step(old, x, sample_weight, tol, block_size)
-    new = _choose(active(old), new, old)
-    since = (rows >= (old.num_steps - begun)[None]) & active(old)[None]
-    return new, jnp.where(since, new.inertia[None], scores)
+    old, history = carry
+    active = _active(old, limit)
+    new = _choose(active, advance(old), old)
+    since = (rows >= (old.num_steps - begun)[None]) & active[None]
+    return new, jnp.where(since, new.inertia[None], history)
 
-  part = jax.tree.map(lambda a: a[lanes], state._replace(frame=None))
-  carry = part._replace(frame=frame), history[:, lanes]
-  part, scores = lax.while_loop(keep_going, body, carry)
-  state = jax.tree.map(
-    lambda a, b: a.at[lanes].set(b),
-    state._replace(frame=None),
-    part._replace(frame=None),
-  )
-  return state._replace(frame=frame), history.at[:, lanes].set(scores)
+  return lax.while_loop(keep_going, body, (state, history))
+
+
+def _active(state, limit):
+  running = state.stop_reason == StopReason.RUNNING
+  return running & (state.num_steps < limit)
+
+
+def _take(state, lanes):
+  """The runs at lanes `[L]` of a state."""
+  runs = jax.tree.map(lambda a: a[lanes], state._replace(frame=None))
+  return runs._replace(frame=state.frame)
 
 
 def _assign(centers, x, sample_weight, frame, block_size):

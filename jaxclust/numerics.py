@@ -209,6 +209,14 @@ def best_finite(scores: jax.Array) -> jax.Array:
   return jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
 
 
+def mark_out_of_steps(state: Any, max_steps: jax.Array) -> Any:
+  """A state whose runs have stopped where they have made max_steps steps."""
+  running = state.stop_reason == StopReason.RUNNING
+  out = running & (state.num_steps >= max_steps)
+  reason = jnp.where(out, StopReason.MAX_STEPS, state.stop_reason)
+  return state._replace(stop_reason=reason.astype(jnp.int32))
+
+
 def content_ids(x: jax.Array, sample_weight: jax.Array) -> jax.Array:
   """Numbers `[N]` uint32 that go with the content of a row, not its place.
 

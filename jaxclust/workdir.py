@@ -145,21 +145,25 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
     manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
 
-def restore(path: pathlib.Path, phase: str, like: Any) -> tuple[int, Any]:
+def restore(
+  path: pathlib.Path, phase: str, like: Any
+) -> tuple[int, Any] | None:
   """Restores the newest checkpoint of a phase.
 
   Args:
     path: the run directory.
     phase: as saved.
-    like: a pytree of the same structure, shapes and dtypes; it is returned,
-      with step 0, where nothing was saved.
+    like: a pytree of arrays, or of their shapes and dtypes, as saved.
+
+  Returns:
+    The step and the state; None where nothing was saved.
   """
   if not _checkpoints(path, phase).exists():
-    return 0, like
+    return None
   with _manager(path, phase) as manager:
     step = manager.latest_step()
     if step is None:
-      return 0, like
+      return None
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return step, manager.restore(step, args=ocp.args.StandardRestore(shapes))
 

@@ -181,7 +181,7 @@ def test_warnings_are_shown_and_recorded(tmp_path, capfd):
     ),
     (
       ['--config=configs/gmm.py:digits', '--config.autoencoder.features=(0,)'],
-      'features is 0',
+      'each of features is 0',
     ),
     (
       ['--config=configs/gmm.py:digits', '--config.experiment=gm'],
