@@ -21,6 +21,7 @@ References:
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -587,9 +588,9 @@ def _start_from_clusters(
     )
     scale_tril = jnp.ones(shape, centers.dtype)
     if len(shape) == 3:
-      scale_tril = scale_tril * jnp.eye(num_features)[None]
-    params = GMMParams(jnp.zeros(num_components), centers, scale_tril)
-    return m_step(params, moments, reg)
+      scale_tril = scale_tril * jnp.eye(num_features, dtype=centers.dtype)[None]
+    equal = jnp.zeros(num_components, centers.dtype)
+    return m_step(GMMParams(equal, centers, scale_tril), moments, reg)
 
   params, num_repaired = lax.map(start_one, centers)
   return _first_state(params, num_repaired, x, sample_weight, frame, block_size)
@@ -615,8 +616,9 @@ def _start_from_means(
   covariance = functions.covariance(second, counts, _per_count(first, counts))
   scale_tril, num_repaired = _factor_with_repair(functions, covariance, reg)
   shape = functions.shape(num_components, num_features)
+  equal = jnp.full(means.shape[:2], -math.log(num_components), means.dtype)
   params = GMMParams(
-    jnp.full((num_restarts, num_components), -jnp.log(float(num_components))),
+    equal,
     means,
     jnp.broadcast_to(scale_tril[None], (num_restarts, *shape)),
   )

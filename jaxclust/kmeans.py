@@ -132,7 +132,8 @@ def start(
   )
   centers = None
   if not isinstance(init, str):
-    centers, init = numerics.as_float(jnp.asarray(init)), 'given'
+    centers = jnp.asarray(init).astype(numerics.float_dtype(x))
+    init = 'given'
   return _start(
     key,
     x,
@@ -307,7 +308,7 @@ def predict(
   """
   x, _ = numerics.check_points(x)
   check_centers('centers', centers, None, x.shape[1])
-  centers = numerics.as_float(jnp.asarray(centers))
+  centers = jnp.asarray(centers).astype(numerics.float_dtype(x))
   if centers.ndim != 2:
     raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
   return _predict(centers, x, block_size=block_size)
@@ -480,7 +481,7 @@ def _random_rows(
   """Indices `[K]` of different rows drawn in proportion to their weights."""
   del x, frame, block_size
   mass = jnp.where(sample_weight > 0, sample_weight, -1)
-  times = numerics.arrivals(jax.random.bits(key), ids, mass)
+  times = numerics.arrivals(jax.random.bits(key, dtype=jnp.uint32), ids, mass)
   return lax.top_k(-times, num_clusters)[1]
 
 

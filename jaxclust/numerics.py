@@ -310,7 +310,8 @@ def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
     raise InputError(
       f'x has shape {tuple(x.shape)}: it must be [N, D], both at least 1'
     )
-  if not jnp.issubdtype(x.dtype, jnp.number):
+  kinds = (jnp.floating, jnp.integer, jnp.bool_)
+  if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
     raise InputError(f'x is of dtype {x.dtype}: it must be real numbers')
   if x.dtype == np.float64 and not jax.config.jax_enable_x64:
     warnings.warn('x is float64 and is cast to float32', stacklevel=3)

@@ -181,6 +181,20 @@ def test_samples_have_the_moments_of_the_mixture(covariance):
   np.testing.assert_allclose(np.cov(x.T), cov, atol=0.05)
 
 
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64', 'bool'])
+def test_any_real_numbers_can_be_fitted_where_float64_is_enabled(dtype):
+  x = (clusters()[0] > 0) if dtype == 'bool' else clusters()[0].astype(dtype)
+  with jax.enable_x64(True):
+    for init in ('k-means', 'random'):
+      result = gmm.fit(KEY, x, num_components=2, init=init, covariance='diag')
+      again = gmm.fit(
+        KEY, x, num_components=2, init=result.params, covariance='diag'
+      )
+      wide = jnp.float64 if dtype == 'float64' else jnp.float32
+      assert again.params.means.dtype == wide
+      assert gmm.predict(again.params, x).dtype == jnp.int32
+
+
 def test_float32_agrees_with_float64():
   x, _ = clusters()
   single = gmm.fit(KEY, x, num_components=3)

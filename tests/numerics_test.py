@@ -135,6 +135,7 @@ def test_a_number_must_be_finite_and_not_negative(value):
     (np.ones(3), r'shape \(3,\)'),
     (np.ones((0, 2)), r'shape \(0, 2\)'),
     (np.array([['a']]), 'dtype'),
+    (np.ones((2, 2), np.complex64), 'dtype complex64'),
     (np.array([[1, 2], [np.nan, 4]]), '1 values .* row 1, column 0'),
     (np.array([[1, np.inf], [np.nan, 4]]), '2 values .* row 0, column 1'),
     (np.full((2, 2), 1e19, np.float32), 'reaches 1e.19: beyond'),
