@@ -223,7 +223,8 @@ def content_ids(x: jax.Array, sample_weight: jax.Array) -> jax.Array:
   Equal rows are told apart by their occurrence, heavier ones first, so that
   rows of weight zero do not disturb the others.
   """
-  bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  x = x.astype(jnp.float32)
+  bits = lax.bitcast_convert_type(x, jnp.uint32)
   bits = jnp.where(x == 0, jnp.uint32(0), bits)  # -0.0 is 0.0
   multipliers = jax.random.bits(jax.random.key(0), x.shape[1:], jnp.uint32)
   mixed = _mix(bits) * (multipliers[None] | jnp.uint32(1))
