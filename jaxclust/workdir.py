@@ -164,7 +164,10 @@ def restore(
     step = manager.latest_step()
     if step is None:
       return None
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
+    )
     return step, manager.restore(step, args=ocp.args.StandardRestore(shapes))
 
 
