@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from jaxclust import numerics
-from jaxclust.numerics import PRECISION, Frame, InputError, StopReason
+from jaxclust.numerics import Frame, InputError, StopReason
 
 
 class KMeansState(NamedTuple):
@@ -92,6 +92,7 @@ def fit(
     InputError: for input that cannot be clustered.
   """
   check_steps(max_steps, tol)
+  x, sample_weight = numerics.check_points(x, sample_weight)
   state = start(
     key,
     x,
@@ -130,6 +131,7 @@ def start(
   check_start(
     *x.shape, num_clusters=num_clusters, num_restarts=num_restarts, init=init
   )
+  numerics.check_rows('num_clusters', num_clusters, sample_weight)
   centers = None
   if not isinstance(init, str):
     centers = jnp.asarray(init).astype(numerics.float_dtype(x))
@@ -258,15 +260,19 @@ def step(
   occupied = state.counts > 0
   weight = jnp.where(occupied, state.counts, 1)[..., None]
   centers = jnp.where(occupied[..., None], state.sums / weight, state.centers)
-  centers = lax.cond(
+  centers, moves = lax.cond(
     jnp.all(occupied),
-    lambda: centers,
+    lambda: (centers, jnp.zeros_like(occupied)),
     lambda: _relocate(centers, occupied, x, sample_weight, frame, block_size),
   )
   shift = jnp.square(centers - state.centers).sum(axis=(1, 2))
   sums, counts, inertia = _assign(centers, x, sample_weight, frame, block_size)
   finite = jnp.isfinite(inertia) & jnp.isfinite(shift)
-  reason = jnp.where(shift <= tol, StopReason.CONVERGED, StopReason.RUNNING)
+  # An empty cluster is final only where no point is left for it.
+  settled = jnp.all((counts > 0) | (~occupied & ~moves), axis=1)
+  reason = jnp.where(
+    (shift <= tol) & settled, StopReason.CONVERGED, StopReason.RUNNING
+  )
   moved = KMeansState(
     frame=frame,
     centers=centers,
@@ -326,7 +332,12 @@ def check_centers(
   rows = shape[-2] if len(shape) > 1 else 0
   if num_clusters is not None and rows != num_clusters:
     rows = 0
-  if len(shape) not in (2, 3) or shape[-1] != num_features or not rows:
+  if (
+    len(shape) not in (2, 3)
+    or shape[-1] != num_features
+    or 0 in shape[:-2]
+    or not rows
+  ):
     raise InputError(
       f'{name} has shape {shape}: it must end in '
       f'[{num_clusters or "K"}, {num_features}], as x has {num_features} '
@@ -343,13 +354,13 @@ def warn(result: KMeansResult) -> None:
     return
   num_clusters = result.counts.shape[0]
   occupied = int((result.counts > 0).sum())
-  if occupied < num_clusters:
+  reason = int(result.stop_reason)
+  if reason == StopReason.CONVERGED and occupied < num_clusters:
     warnings.warn(
       f'k-means found {occupied} distinct of {num_clusters} clusters: '
       'x has too few distinct rows',
       stacklevel=3,
     )
-  reason = int(result.stop_reason)
   if reason == StopReason.MAX_STEPS:
     warnings.warn(
       f'k-means did not converge in {int(result.num_steps)} steps: '
@@ -389,8 +400,8 @@ def _start(
     keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(
       jnp.arange(num_restarts)
     )
-    seed = functools.partial(
-      SEEDINGS[init],
+    rows = SEEDINGS[init](
+      keys,
       x=x,
       sample_weight=sample_weight,
       ids=ids,
@@ -398,7 +409,7 @@ def _start(
       num_clusters=num_clusters,
       block_size=_block_rows(x, num_restarts, 8, block_size),
     )
-    centers = frame.enter(x[jax.vmap(seed)(keys)])
+    centers = frame.enter(x[rows])
   return first_state(centers, x, sample_weight, frame, block_size)
 
 
@@ -427,62 +438,84 @@ def first_state(
 
 
 def _plus_plus(
-  key, *, x, sample_weight, ids, frame, num_clusters, block_size
+  keys, *, x, sample_weight, ids, frame, num_clusters, block_size
 ) -> jax.Array:
-  """Indices `[K]` of rows drawn far from each other (greedy k-means++).
+  """Indices `[R, K]` of rows drawn far from each other (greedy k-means++).
 
   Each further row is the best of T = 2 + log K trials, drawn in proportion to
   the weighted squared distance to the nearest of the rows chosen so far.
   """
+  num_restarts = keys.shape[0]
   num_trials = 2 + int(math.log(num_clusters))
-  seeds = jax.random.bits(key, (num_clusters, num_trials), jnp.uint32)
+  seeds = jax.vmap(
+    lambda key: jax.random.bits(key, (num_clusters, num_trials), jnp.uint32)
+  )(keys)
   in_play = sample_weight > 0
 
   def draw(seed, nearest):
     mass = jnp.where(in_play, sample_weight * nearest, -1)
     return jnp.argmin(numerics.arrivals(seed, ids, mass)).astype(jnp.int32)
 
+  draw_trials = jax.vmap(jax.vmap(draw, (0, None)), (0, 1))
+
   def potentials(trials, nearest):
-    centers = frame.enter(x[trials])
+    """Inertias `[R, T]`, were each of the trials `[R, T]` chosen."""
+    centers = frame.enter(x[trials.reshape(-1)])
 
     def part(total, block, fresh):
       x, weight, nearest = block
       squared = numerics.squared_distances(frame.enter(x), centers)
-      squared = jnp.minimum(squared, nearest[:, None])
-      return total + jnp.where(fresh, weight, 0) @ squared, ()
+      squared = squared.reshape(-1, num_restarts, num_trials)
+      squared = jnp.minimum(squared, nearest[:, :, None])
+      weight = jnp.where(fresh, weight, 0)
+      flat = squared.reshape(x.shape[0], -1)
+      return total + numerics.dot(weight, flat), ()
 
-    zeros = jnp.zeros(num_trials, nearest.dtype)
+    zeros = jnp.zeros(num_restarts * num_trials, nearest.dtype)
     rows = (x, sample_weight, nearest)
-    return numerics.scan_blocks(part, zeros, rows, block_size)[0]
+    total, _ = numerics.scan_blocks(part, zeros, rows, block_size)
+    return total.reshape(num_restarts, num_trials)
 
-  def distances_to(index):
-    center = frame.enter(x[index])[None]
+  def distances_to(indices):
+    """Squared distances `[N, R]` to the rows at indices `[R]`."""
+    centers = frame.enter(x[indices])
     return numerics.map_blocks(
-      lambda x: numerics.squared_distances(frame.enter(x), center)[:, 0],
+      lambda x: numerics.squared_distances(frame.enter(x), centers),
       x,
       block_size,
     )
 
   def choose(k, state):
     indices, nearest = state
-    trials = jax.vmap(draw, (0, None))(seeds[k], nearest)
-    index = trials[jnp.argmin(potentials(trials, nearest))]
+    trials = draw_trials(seeds[:, k], nearest)
+    best = jnp.argmin(potentials(trials, nearest), axis=1)[:, None]
+    index = jnp.take_along_axis(trials, best, axis=1)[:, 0]
     nearest = jnp.minimum(nearest, distances_to(index))
-    return indices.at[k].set(index), nearest
+    return indices.at[:, k].set(index), nearest
 
-  first = draw(seeds[0, 0], jnp.ones_like(sample_weight))
-  state = jnp.full(num_clusters, first), distances_to(first)
+  anywhere = jnp.ones_like(sample_weight)
+  first = jax.vmap(draw, (0, None))(seeds[:, 0, 0], anywhere)
+  indices = jnp.repeat(first[:, None], num_clusters, axis=1)
+  state = indices, distances_to(first)
   return lax.fori_loop(1, num_clusters, choose, state)[0]
 
 
 def _random_rows(
-  key, *, x, sample_weight, ids, frame, num_clusters, block_size
+  keys, *, x, sample_weight, ids, frame, num_clusters, block_size
 ) -> jax.Array:
-  """Indices `[K]` of different rows drawn in proportion to their weights."""
+  """Indices `[R, K]` of different rows drawn in proportion to their weights.
+
+  The first is repeated where there are too few rows of positive weight.
+  """
   del x, frame, block_size
   mass = jnp.where(sample_weight > 0, sample_weight, -1)
-  times = numerics.arrivals(jax.random.bits(key, dtype=jnp.uint32), ids, mass)
-  return lax.top_k(-times, num_clusters)[1]
+
+  def draw(key):
+    times = numerics.arrivals(jax.random.bits(key, dtype=jnp.uint32), ids, mass)
+    early, rows = lax.top_k(-times, num_clusters)
+    return jnp.where(jnp.isfinite(early), rows, rows[0])
+
+  return jax.vmap(draw)(keys)
 
 
 SEEDINGS = {'k-means++': _plus_plus, 'random': _random_rows}
@@ -559,8 +592,9 @@ def _assign(centers, x, sample_weight, frame, block_size):
       jnp.argmin(squared, axis=-1), num_clusters, dtype=x.dtype
     )
     members = (members * weight[:, None, None]).reshape(x.shape[0], -1)
-    sums = jnp.matmul(members.T, x, precision=PRECISION)
-    return sums, members.sum(axis=0), weight @ squared.min(axis=-1)
+    sums = numerics.dot(members.T, x)
+    inertia = numerics.dot(weight, squared.min(axis=-1))
+    return sums, members.sum(axis=0), inertia
 
   sums, counts, inertia = numerics.sum_blocks(
     part,
@@ -573,7 +607,11 @@ def _assign(centers, x, sample_weight, frame, block_size):
 
 
 def _relocate(centers, occupied, x, sample_weight, frame, block_size):
-  """Moves centers without points to the points farthest from all centers."""
+  """Moves centers without points to the points farthest from all centers.
+
+  Returns:
+    The centers `[R, K, D]`, and which of them have moved `[R, K]`.
+  """
   num_restarts, num_clusters, num_features = centers.shape
   flat = centers.reshape(-1, num_features)
 
@@ -589,7 +627,7 @@ def _relocate(centers, occupied, x, sample_weight, frame, block_size):
   rank = jnp.maximum(jnp.cumsum(~occupied, axis=1) - 1, 0)
   rows = jnp.take_along_axis(rows, rank, axis=1)
   moves = ~occupied & (jnp.take_along_axis(farthest, rank, axis=1) > 0)
-  return jnp.where(moves[..., None], frame.enter(x[rows]), centers)
+  return jnp.where(moves[..., None], frame.enter(x[rows]), centers), moves
 
 
 @functools.partial(jax.jit, static_argnames='block_size')

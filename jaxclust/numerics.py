@@ -27,6 +27,12 @@ _CPU_BLOCK = 2**21
 _ACCELERATOR_BLOCK = 2**25
 
 
+# A distance is trusted to 1e-4 if it is this many roundings of |x|^2 or more;
+# up to this share of the rows of a block may fall short of it.
+_TRUSTED_ROUNDINGS = 1e4
+_FEW_ROWS = 1 / 64
+
+
 class InputError(ValueError):
   """Input that cannot be used: names the value, the bound and the remedy."""
 
@@ -169,7 +175,7 @@ def find_frame(
 
   def first(x, weight):
     difference = as_float(x) - origin[None]
-    return weight @ difference, weight.sum()
+    return dot(weight, difference), weight.sum()
 
   def largest(top, block, fresh):
     x, weight = block
@@ -184,7 +190,8 @@ def find_frame(
   top = jnp.where(top > 0, top, 1)
 
   def second(x, weight):
-    return weight @ jnp.square((as_float(x) - offset[None]) / top).mean(axis=1)
+    inside = (as_float(x) - offset[None]) / top
+    return dot(weight, jnp.square(inside).mean(axis=1))
 
   variance = sum_blocks(second, x, sample_weight, block_size) / weight
   return Frame(offset, top * jnp.sqrt(jnp.where(variance > 0, variance, 1)))
@@ -193,15 +200,25 @@ def find_frame(
 def squared_distances(x: jax.Array, centers: jax.Array) -> jax.Array:
   """Squared distances `[N, K]` of rows `[N, D]` to centers `[K, D]`.
 
-  By one matrix product. What is below the rounding of its terms is 0, so that
-  a point has no distance to itself.
+  By one matrix product, whose error is a rounding of `|x|^2`. Where that blurs
+  the distance to the nearest center for more than a few rows, because points
+  lie close together but far from the origin, by differences instead.
   """
   xx = jnp.square(x).sum(axis=1)[:, None]
   cc = jnp.square(centers).sum(axis=1)[None, :]
-  xc = jnp.matmul(x, centers.T, precision=PRECISION)
-  squared = xx + cc - 2 * xc
-  rounding = 8 * jnp.finfo(squared.dtype).eps
-  return jnp.where(squared > rounding * (xx + cc), squared, 0)
+  squared = jnp.maximum(xx + cc - 2 * dot(x, centers.T), 0)
+  rounding = jnp.finfo(squared.dtype).eps * xx[:, 0]
+  blurred = squared.min(axis=1) < _TRUSTED_ROUNDINGS * rounding
+  return lax.cond(
+    blurred.mean() > _FEW_ROWS,
+    lambda: lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers).T,
+    lambda: squared,
+  )
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The product of vectors or matrices in true float32 on every platform."""
+  return jnp.matmul(a, b, precision=PRECISION)
 
 
 def best_finite(scores: jax.Array) -> jax.Array:
@@ -333,6 +350,22 @@ def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
   return x, weight
 
 
+def check_rows(name: str, count: int, sample_weight: jax.Array) -> None:
+  """Checks that concrete weights `[N]` leave at least `count` rows.
+
+  Raises:
+    InputError: if fewer are positive.
+  """
+  if isinstance(sample_weight, jax.core.Tracer):
+    return
+  positive = int((sample_weight > 0).sum())
+  if positive < count:
+    raise InputError(
+      f'{name} is {count}, but only {positive} rows have a positive weight: '
+      'ask for at most as many'
+    )
+
+
 @jax.jit
 def _largest(x):
   return jnp.abs(as_float(x)).max()
@@ -353,7 +386,7 @@ def _check_values(x: jax.Array) -> None:
   if largest > bound:
     raise InputError(
       f'x reaches {largest:.3g}: beyond {bound:.3g} sums of squares overflow '
-      f'{dtype}; divide x by a constant'
+      f'{jnp.dtype(dtype).name}; divide x by a constant'
     )
 
 
