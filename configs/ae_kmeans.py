@@ -16,7 +16,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config.training = ConfigDict(
     {'num_epochs': 50, 'batch_size': 256, 'learning_rate': 1e-3}
   )
-  config.standardize = False  # the numbers of the code, each by its spread
+  config.standardize = False  # divide each number of the code by its spread
   config.kmeans = ConfigDict(
     {
       'num_clusters': 10,

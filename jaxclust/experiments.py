@@ -30,6 +30,7 @@ from jaxclust import (
   gmm,
   kmeans,
   metrics,
+  numerics,
   report,
   training,
   workdir,
@@ -148,6 +149,7 @@ def _run(config, dataset, path, seconds):
       }
       if config.standardize:
         points = _standardize(points)
+      jax.block_until_ready(points)
   else:
     points = {
       split: training.as_pixels(images).reshape(len(images), -1)
@@ -219,17 +221,19 @@ def _train_autoencoder(config, splits, key, path):
 
 def _standardize(points):
   """Divides every feature by its standard deviation over the training split."""
-  deviation = points['train'].std(axis=0)
-  scale = jnp.where(deviation > 0, deviation, 1)[None]
+  x = points['train']
+  deviation = x.std(axis=0)
+  rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=0)
+  scale = jnp.where(deviation > 8 * rounding, deviation, 1)[None]
   return {split: x / scale for split, x in points.items()}
 
 
 def _check_losses(record, epoch, saved):
   if not all(np.isfinite(loss) for loss in record.values()):
+    kept = f'the checkpoint of epoch {saved} stands' if saved else 'none saved'
     raise RunError(
-      f'the loss is {record["train_loss"]} at epoch {epoch}: lower '
-      'config.training.learning_rate. The newest checkpoint is that of epoch '
-      f'{saved}'
+      f'the losses are {record} at epoch {epoch}: lower '
+      f'config.training.learning_rate ({kept})'
     )
 
 
@@ -248,12 +252,13 @@ def _cluster(clusterer, name, key, x, options, path):
   saver = _Saver(path, name, begun)
   step = begun
   with report.progress(name, options['max_steps']) as show:
-    while running := int((state.stop_reason == StopReason.RUNNING).sum()):
+    while (state.stop_reason == StopReason.RUNNING).any():
       state, _ = module.run(state, x, num_steps, **run_options)
       step = int(state.num_steps.max())
       score = float(getattr(module.best(state), clusterer.score))
       workdir.log(path, phase=name, step=step, **{clusterer.score: score})
       saver.save(step, state)
+      running = int((state.stop_reason == StopReason.RUNNING).sum())
       show(step, f'{clusterer.score} {score:.6g}  {running} running')
   saver.save(step, state, final=True)
   result = module.best(state)
@@ -348,7 +353,13 @@ def _check(config, dataset):
       f'config.experiment is {config.experiment!r}: it must be one of '
       f'{", ".join(EXPERIMENTS)}'
     )
+  if not 0 <= config.seed < 2**32:
+    raise InputError(
+      f'config.seed is {config.seed}: it must be at least 0 and below 2**32'
+    )
   encoded, name = EXPERIMENTS[config.experiment]
+  for images in (dataset.images, dataset.test_images):
+    _check_images(images, encoded)
   num_images, *shape = dataset.images.shape
   num_features = int(np.prod(shape))
   if encoded:
@@ -359,6 +370,19 @@ def _check(config, dataset):
   module = CLUSTERERS[name].module
   module.check_start(num_images, num_features, **start_options)
   module.check_steps(run_options['max_steps'], run_options['tol'])
+
+
+def _check_images(images, encoded):
+  """Checks the values of float images; bytes are always good."""
+  if images is None or images.dtype == np.uint8:
+    return
+  numerics.check_points(images.reshape(len(images), -1))
+  low, high = images.min(), images.max()
+  if encoded and (low < 0 or high > 1):
+    raise InputError(
+      f'the images have values from {low:g} to {high:g}: the autoencoder '
+      'takes floats from 0 to 1; rescale them, or give uint8'
+    )
 
 
 def _steps_per_call(operations):

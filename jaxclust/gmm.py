@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclust import kmeans, numerics
@@ -62,7 +63,7 @@ class GMMState(NamedTuple):
   log_likelihood: jax.Array  # [R] mean per point
   num_steps: jax.Array  # [R] int32
   stop_reason: jax.Array  # [R] int32, a StopReason
-  num_repaired: jax.Array  # [R] int32, covariances that needed a larger ridge
+  num_repaired: jax.Array  # [R] int32, larger ridges than reg in the last step
 
 
 class GMMResult(NamedTuple):
@@ -73,7 +74,7 @@ class GMMResult(NamedTuple):
   log_likelihood: jax.Array  # [] mean per point
   num_steps: jax.Array  # [] int32
   stop_reason: jax.Array  # [] int32, a StopReason
-  num_repaired: jax.Array  # [] int32, covariances that needed a larger ridge
+  num_repaired: jax.Array  # [] int32, larger ridges than reg in the last step
   log_likelihoods: jax.Array  # [R] of all runs
 
   @property
@@ -134,6 +135,7 @@ def fit(
     InputError: for input that cannot be fitted.
   """
   check_steps(max_steps, tol)
+  x, sample_weight = numerics.check_points(x, sample_weight)
   state = start(
     key,
     x,
@@ -155,7 +157,7 @@ def fit(
     block_size=block_size,
   )
   result = best(state)
-  warn(result)
+  warn(result, sample_weight)
   return result
 
 
@@ -181,8 +183,11 @@ def start(
     init=init,
     reg=reg,
   )
+  numerics.check_rows('num_components', num_components, sample_weight)
   options = {'sample_weight': sample_weight, 'block_size': block_size}
   if isinstance(init, GMMParams):
+    dtype = numerics.float_dtype(x)
+    init = GMMParams(*(jnp.asarray(a).astype(dtype) for a in init))
     return _start_from_params(init, x, sample_weight, block_size=block_size)
   from_clusters = isinstance(init, str) and init == 'k-means'
   state = kmeans.start(
@@ -376,7 +381,7 @@ def e_step(
     log_prob = jax.nn.logsumexp(joint, axis=0)
     responsibilities = jnp.exp(joint - log_prob[None])
     moments = _moments(family, responsibilities, weight, params.means, x)
-    return moments, weight @ log_prob
+    return moments, numerics.dot(weight, log_prob)
 
   block_size = _block_rows(x, params.means.shape[0], block_size)
   moments, total = numerics.sum_blocks(part, x, sample_weight, block_size)
@@ -400,14 +405,15 @@ def m_step(
   occupied = counts > 0
   shift = _per_count(first, counts)
   covariance = family.covariance(second, counts, shift)
-  scale_tril, num_repaired = _factor_with_repair(family, covariance, reg)
+  scale_tril, repaired = _factor_with_repair(family, covariance, reg)
   if scale_tril.shape[0] == counts.shape[0]:
+    repaired = repaired & occupied
     scale_tril = jnp.where(
       _along(occupied, scale_tril), scale_tril, params.scale_tril
     )
   weights = jnp.maximum(counts / counts.sum(), jnp.finfo(counts.dtype).tiny)
   params = GMMParams(jnp.log(weights), params.means + shift, scale_tril)
-  return params, num_repaired
+  return params, repaired.sum(dtype=jnp.int32)
 
 
 @jax.jit
@@ -525,15 +531,23 @@ def family_of(params: GMMParams) -> str:
   return 'spherical' if shape[1] == 1 else 'diag'
 
 
-def warn(result: GMMResult) -> None:
-  """Warns of what a concrete result falls short of."""
+def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
+  """Warns of what a concrete result falls short of.
+
+  Args:
+    result: of a fit.
+    sample_weight: `[N]` its weights, if they were not all 1.
+  """
   if isinstance(result.log_likelihood, jax.core.Tracer):
     return
   num_components, num_features = result.params.means.shape
   messages = []
   family = family_of(result.params)
   counts = result.counts if family == 'full' else result.counts.sum()[None]
-  few = int((counts <= num_features).sum())
+  if sample_weight is not None:  # in points instead of weight
+    points = float(np.count_nonzero(np.asarray(sample_weight)))
+    counts = counts * (points / float(sample_weight.sum()))
+  few = int((counts < num_features + 0.5).sum())
   if few and family in ('full', 'tied'):
     messages.append(
       f'{few} of {counts.shape[0]} covariances are rank-deficient: they have '
@@ -614,7 +628,7 @@ def _start_from_means(
     part, x, sample_weight, _block_rows(x, 1, block_size)
   )
   covariance = functions.covariance(second, counts, _per_count(first, counts))
-  scale_tril, num_repaired = _factor_with_repair(functions, covariance, reg)
+  scale_tril, repaired = _factor_with_repair(functions, covariance, reg)
   shape = functions.shape(num_components, num_features)
   equal = jnp.full(means.shape[:2], -math.log(num_components), means.dtype)
   params = GMMParams(
@@ -622,7 +636,7 @@ def _start_from_means(
     means,
     jnp.broadcast_to(scale_tril[None], (num_restarts, *shape)),
   )
-  num_repaired = jnp.broadcast_to(num_repaired, (num_restarts,))
+  num_repaired = jnp.full(num_restarts, repaired.sum(), jnp.int32)
   return _first_state(params, num_repaired, x, sample_weight, frame, block_size)
 
 
@@ -703,7 +717,7 @@ def _moments(family, responsibilities, weight, means, x):
   """Moments of a block, from responsibilities `[K, B]` and weights `[B]`."""
   weighted = responsibilities * weight[None]
   counts = weighted.sum(axis=1)
-  first = jnp.matmul(weighted, x, precision=PRECISION)
+  first = numerics.dot(weighted, x)
   return Moments(
     counts,
     first - counts[:, None] * means,
@@ -750,12 +764,17 @@ def _log_joint_blocks(params, x, *, block_size):
 def _total_log_prob(params, x, sample_weight):
   """Sum of the weighted log-densities, and sum of the weights."""
   x, sample_weight = numerics.check_points(x, sample_weight)
-  return sample_weight @ log_prob(params, x), sample_weight.sum()
+  total = numerics.dot(sample_weight, log_prob(params, x))
+  return total, sample_weight.sum()
 
 
 def _factor_with_repair(family, covariance, reg):
-  """Factors covariances, with larger ridges where reg does not do."""
-  ridge = jnp.full(covariance.shape[0], reg, covariance.dtype)
+  """Factors covariances, with larger ridges where reg does not do.
+
+  Returns:
+    The factors, and which of them needed a larger ridge.
+  """
+  first = jnp.full(covariance.shape[0], reg, covariance.dtype)
   floor = jnp.finfo(covariance.dtype).eps
   finite = jnp.isfinite(covariance).all(axis=tuple(range(1, covariance.ndim)))
 
@@ -768,9 +787,9 @@ def _factor_with_repair(family, covariance, reg):
     ridge = jnp.where(sound, ridge, jnp.maximum(2 * ridge, floor))
     return ridge, *family.factor(covariance, ridge)
 
-  carry = ridge, *family.factor(covariance, ridge)
+  carry = first, *family.factor(covariance, first)
   ridge, scale_tril, _ = lax.while_loop(unsound, grow, carry)
-  return scale_tril, (ridge > reg).sum(dtype=jnp.int32)
+  return scale_tril, ridge > first
 
 
 def _per_count(total, counts):
@@ -790,14 +809,26 @@ def _block_rows(x, num_components, block_size):
 
 
 def _check_params(params, num_components, covariance, num_features):
-  shape = FAMILIES[covariance].shape(num_components, num_features)
-  if params.means.shape != (num_components, num_features) or (
-    params.scale_tril.shape != shape
-  ):
+  expected = GMMParams(
+    (num_components,),
+    (num_components, num_features),
+    FAMILIES[covariance].shape(num_components, num_features),
+  )
+  found = GMMParams(*(tuple(np.shape(a)) for a in params))
+  if found != expected:
     raise InputError(
-      f'init has means {params.means.shape} and scale_tril '
-      f'{params.scale_tril.shape}: {covariance} needs '
-      f'{(num_components, num_features)} and {shape}'
+      f'init has the shapes {tuple(found)}: {covariance} needs '
+      f'{tuple(expected)}'
+    )
+  if any(isinstance(a, jax.core.Tracer) for a in params):
+    return
+  scales = np.asarray(params.scale_tril)
+  if scales.ndim == 3:
+    scales = np.diagonal(scales, axis1=1, axis2=2)
+  if not all(np.isfinite(a).all() for a in params) or scales.min() <= 0:
+    raise InputError(
+      'init has values that are not finite, or scales that are not positive: '
+      'give the parameters of another fit'
     )
 
 
@@ -821,7 +852,7 @@ def _log_det_tril(scale_tril, num_features):
 
 
 def _color_tril(scale, noise):
-  return jnp.matmul(noise, scale.T, precision=PRECISION)
+  return numerics.dot(noise, scale.T)
 
 
 def _factor_tril(covariance, ridge):
@@ -853,8 +884,8 @@ def _full_covariance(second, counts, shift):
 
 
 def _tied_whiten(precision, means, x):
-  x = jnp.matmul(x, precision[0].T, precision=PRECISION)
-  means = jnp.matmul(means, precision[0].T, precision=PRECISION)
+  x = numerics.dot(x, precision[0].T)
+  means = numerics.dot(means, precision[0].T)
   return _differences(means, x)
 
 
@@ -865,19 +896,17 @@ def _tied_scatter(responsibilities, weight, means, x):
   `r_k r_l (mu_k - mu_l)(mu_k - mu_l)^T`: no product of size N D^2 but one.
   """
   weighted = responsibilities * weight[None]
-  residual = x - jnp.matmul(responsibilities.T, means, precision=PRECISION)
-  within = jnp.matmul(
-    (residual * weight[:, None]).T, residual, precision=PRECISION
-  )
-  shared = jnp.matmul(weighted, responsibilities.T, precision=PRECISION)
+  residual = x - numerics.dot(responsibilities.T, means)
+  within = numerics.dot((residual * weight[:, None]).T, residual)
+  shared = numerics.dot(weighted, responsibilities.T)
   shared = shared * (1 - jnp.eye(means.shape[0], dtype=means.dtype))
   laplacian = jnp.diag(shared.sum(axis=1)) - shared
-  between = means.T @ jnp.matmul(laplacian, means, precision=PRECISION)
+  between = numerics.dot(means.T, numerics.dot(laplacian, means))
   return (within + between)[None]
 
 
 def _tied_covariance(second, counts, shift):
-  moved = jnp.matmul((shift * counts[:, None]).T, shift, precision=PRECISION)
+  moved = numerics.dot((shift * counts[:, None]).T, shift)
   return (second - moved[None]) / counts.sum()
 
 

@@ -625,9 +625,13 @@ def _relocate(centers, occupied, x, sample_weight, frame, block_size):
   squared = jnp.where(sample_weight[:, None] > 0, squared, 0)
   farthest, rows = lax.top_k(squared.T, num_clusters)
   rank = jnp.maximum(jnp.cumsum(~occupied, axis=1) - 1, 0)
-  rows = jnp.take_along_axis(rows, rank, axis=1)
-  moves = ~occupied & (jnp.take_along_axis(farthest, rank, axis=1) > 0)
-  return jnp.where(moves[..., None], frame.enter(x[rows]), centers), moves
+  farthest = jnp.take_along_axis(farthest, rank, axis=1)
+  points = frame.enter(x[jnp.take_along_axis(rows, rank, axis=1)])
+  # A mean of equal rows is as far from them as its rounding.
+  rounding = 64 * jnp.finfo(points.dtype).eps
+  apart = farthest > rounding**2 * jnp.square(points).sum(axis=-1)
+  moves = ~occupied & apart
+  return jnp.where(moves[..., None], points, centers), moves
 
 
 @functools.partial(jax.jit, static_argnames='block_size')

@@ -153,6 +153,6 @@ def batch_loss(
 
 
 def as_pixels(images: jax.Array) -> jax.Array:
-  """Images as floats; integers 0 to 255 become 0 to 1."""
+  """Images as floats; bytes 0 to 255 become 0 to 1."""
   pixels = numerics.as_float(images)
   return pixels / 255 if images.dtype == jnp.uint8 else pixels

@@ -1,7 +1,8 @@
 """The run directory: config, metrics, checkpoints and results of one run.
 
-A file is whole or absent: it is written beside its place and moved there. The
-directory belongs to one process at a time and to one config for ever.
+Results are whole or absent: a file is written beside its place and moved there.
+The log alone grows line by line. The directory belongs to one process at a time
+and to one config for ever.
 """
 
 import contextlib

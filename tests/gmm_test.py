@@ -43,6 +43,11 @@ def params_of(covariance, num_components=3, num_features=2, seed=0):
   )
 
 
+def broken_params():
+  params = params_of('full', num_features=3)
+  return params._replace(scale_tril=-params.scale_tril)
+
+
 def covariances(params):
   """`[K, D, D]` in float64, whatever the family."""
   num_components, num_features = params.means.shape
@@ -83,6 +88,22 @@ def test_one_component_is_the_normal_of_the_data():
   # log det = log 4, and a mean squared distance of D = 2.
   expected = -np.log(2 * np.pi) - 0.5 * np.log(4) - 1
   np.testing.assert_allclose(result.log_likelihood, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_one_component_has_the_likelihood_of_its_closed_form(covariance):
+  x, _ = clusters()
+  x64 = x.astype(np.float64)
+  cov = np.cov(x64.T, bias=True)
+  if covariance == 'diag':
+    cov = np.diag(np.diag(cov))
+  if covariance == 'spherical':
+    cov = np.eye(3) * np.trace(cov) / 3
+  normal = scipy.stats.multivariate_normal(x64.mean(axis=0), cov)
+  result = gmm.fit(KEY, x, num_components=1, covariance=covariance, reg=0.0)
+  np.testing.assert_allclose(
+    result.log_likelihood, normal.logpdf(x64).mean(), rtol=1e-5
+  )
 
 
 def test_two_far_pairs_share_the_weight():
@@ -430,10 +451,31 @@ def test_without_a_ridge_a_singular_covariance_is_repaired(covariance):
   assert result.num_repaired == (1 if covariance == 'tied' else 3)
 
 
-def test_more_features_than_points_warn_of_a_deficient_rank():
+@pytest.mark.parametrize('weight', [1.0, 100.0])
+def test_more_features_than_points_warn_of_a_deficient_rank(weight):
   x = np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)
   with pytest.warns(UserWarning, match='rank-deficient'):
-    result = gmm.fit(KEY, x, num_components=3)
+    result = gmm.fit(
+      KEY, x, num_components=3, sample_weight=np.full(30, weight)
+    )
+  chex.assert_tree_all_finite(result)
+
+
+def test_small_weights_are_not_few_points():
+  x, _ = clusters()
+  light = gmm.fit(KEY, x, num_components=3, sample_weight=np.full(len(x), 0.01))
+  plain = gmm.fit(KEY, x, num_components=3)
+  np.testing.assert_allclose(
+    light.log_likelihood, plain.log_likelihood, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+@pytest.mark.filterwarnings('ignore:.*rank-deficient', 'ignore:.*lost all')
+def test_an_outlier_leaves_everything_finite(covariance):
+  x, _ = clusters()
+  x[7] = 1e8
+  result = gmm.fit(KEY, x, num_components=3, covariance=covariance)
   chex.assert_tree_all_finite(result)
 
 
@@ -481,7 +523,8 @@ def test_a_likelihood_that_turns_nan_keeps_the_last_parameters():
     ({'num_components': 2, 'init': np.ones((2, 7))}, r'shape \(2, 7\)'),
     ({'num_components': 2, 'reg': -1.0}, 'reg is -1'),
     ({'num_components': 2, 'tol': np.nan}, 'tol is nan'),
-    ({'num_components': 2, 'init': params_of('full')}, 'init has means'),
+    ({'num_components': 2, 'init': params_of('full')}, 'init has the shapes'),
+    ({'num_components': 3, 'init': broken_params()}, 'scales that are not'),
   ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):

@@ -139,6 +139,15 @@ ENTRY_POINTS = {
 }
 
 
+@pytest.mark.parametrize('name', sorted(ENTRY_POINTS.keys() - {'training'}))
+def test_clusterers_multiply_in_true_float32(name):
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  text = jax.jit(ENTRY_POINTS[name]).lower(key, X).as_text()
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert products
+  assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
 @pytest.mark.parametrize('name', ENTRY_POINTS)
 def test_entry_points_lower_for_accelerators(name):
   key = jax.eval_shape(lambda: jax.random.key(0))

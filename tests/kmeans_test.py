@@ -385,6 +385,14 @@ def test_an_empty_cluster_takes_the_farthest_point():
   np.testing.assert_array_equal(result.counts, [3, 1])
 
 
+def test_no_tolerance_is_so_large_that_a_cluster_stays_empty():
+  x = jnp.array([[0.0], [1.0], [2.0], [50.0]])
+  start = jnp.array([[1.0], [-1000.0]])
+  result = fit(KEY, x, num_clusters=2, init=start, tol=1e9)
+  assert result.converged
+  np.testing.assert_array_equal(result.counts, [3, 1])
+
+
 def test_equal_initial_centers_part():
   x, _ = blobs(num_clusters=2)
   result = fit(KEY, x, num_clusters=2, init=np.stack([x[0], x[0]]))
@@ -412,12 +420,50 @@ def test_nan_that_cannot_be_seen_is_never_converged():
   assert not result.converged
 
 
-@pytest.mark.filterwarnings('ignore:k-means found')
-def test_an_outlier_leaves_everything_finite():
-  x = blobs()[0]
-  x[7] = 1e8
+@pytest.mark.parametrize('place', [1e5, 1e8])
+def test_an_outlier_is_a_cluster_and_blurs_no_other(place):
+  x, truth = blobs(spread=0.5)
+  x[7] = place
+  result = fit(KEY, x, num_clusters=5)
+  labels = np.asarray(kmeans.predict(result.centers, x))
+  np.testing.assert_array_equal(np.bincount(labels), result.counts)
+  others = np.arange(len(x)) != 7
+  assert same_partition(labels[others], truth[others])
+
+
+@pytest.mark.parametrize('gap', [1e3, 1e4, 1e5])
+def test_clusters_far_from_the_mean_keep_their_distances(gap):
+  rng = np.random.default_rng(0)
+  means = np.array([[0, 0], [10, 0], [gap, 0], [gap + 10, 0]])
+  truth = rng.integers(0, 4, size=400)
+  x = (means[truth] + rng.normal(size=(400, 2))).astype(np.float32)
   result = fit(KEY, x, num_clusters=4)
-  chex.assert_tree_all_finite(result)
+  centers = np.stack([x[truth == k].mean(axis=0) for k in range(4)])
+  inertia = np.square(x.astype(np.float64) - centers[truth]).sum()
+  np.testing.assert_allclose(result.inertia, inertia, rtol=1e-3)
+  assert same_partition(kmeans.predict(result.centers, x), truth)
+
+
+def test_rows_without_weight_are_no_random_seeds():
+  x = jnp.arange(8.0)[:, None]
+  weight = jnp.array([0.0, 1, 0, 1, 0, 0, 1, 0])
+  state = kmeans.start(
+    KEY, x, num_clusters=3, init='random', sample_weight=weight
+  )
+  for run in state.frame.leave(state.centers):
+    np.testing.assert_allclose(np.sort(run[:, 0]), [1, 3, 6], atol=1e-5)
+  with pytest.raises(InputError, match='only 3 rows have a positive weight'):
+    fit(KEY, x, num_clusters=4, sample_weight=weight)
+
+
+def test_an_inertia_that_turns_nan_keeps_the_last_centers():
+  x = jnp.asarray(blobs(spread=5.0)[0])
+  state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2, init='random')
+  state, _ = kmeans.run(state, x, 1)
+  assert (state.stop_reason == StopReason.RUNNING).all()
+  broken, _ = kmeans.run(state, x.at[5, 1].set(jnp.nan), 3)
+  assert (broken.stop_reason == StopReason.NONFINITE).all()
+  chex.assert_trees_all_equal(broken.centers, state.centers)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.uint8])

@@ -23,7 +23,9 @@ def test_blocks_see_every_row_once_and_write_every_row():
 
 def test_blocks_keep_to_their_budget():
   assert numerics.block_rows(10, 784) == 10
-  assert numerics.block_rows(10**6, 784) * 784 <= 2**25
+  on_cpu = jax.default_backend() == 'cpu'
+  budget = 2**21 if on_cpu else 2**25
+  assert 0.9 * budget < numerics.block_rows(10**6, 784) * 784 <= budget
   assert numerics.block_rows(10**6, 10**9) == 256
 
 
@@ -138,7 +140,10 @@ def test_a_number_must_be_finite_and_not_negative(value):
     (np.ones((2, 2), np.complex64), 'dtype complex64'),
     (np.array([[1, 2], [np.nan, 4]]), '1 values .* row 1, column 0'),
     (np.array([[1, np.inf], [np.nan, 4]]), '2 values .* row 0, column 1'),
-    (np.full((2, 2), 1e19, np.float32), 'reaches 1e.19: beyond'),
+    (
+      np.full((2, 2), 1e19, np.float32),
+      'reaches 1e.19: beyond .* overflow float32',
+    ),
   ],
 )
 @pytest.mark.filterwarnings('ignore:x is float64')

@@ -27,6 +27,7 @@ def draw_images(num_images, seed=0):
 def train(images, num_steps, *, batch_size, state=None, learning_rate=1e-3):
   """Makes num_steps steps, an epoch at most in each call."""
   state = training.init(KEY, MODEL) if state is None else state
+  state = jax.tree.map(jnp.copy, state)  # a step gives up its buffers
   per_epoch = training.steps_per_epoch(len(images), batch_size)
   while num_steps:
     steps = min(num_steps, per_epoch - int(state.step) % per_epoch)
@@ -130,6 +131,26 @@ def test_the_order_depends_on_the_epoch_and_the_key_alone():
   part = train(images, 4, batch_size=8)
   resumed = train(images, 5, batch_size=8, state=part)
   chex.assert_trees_all_equal(whole, resumed)
+
+
+def test_epochs_and_keys_have_orders_of_their_own():
+  images = draw_images(24)
+  zero = training.init(KEY, MODEL)._replace(step=jnp.int32(0))
+  states = [
+    train(images, 1, batch_size=8, state=zero),
+    train(images, 1, batch_size=8, state=zero._replace(step=jnp.int32(3))),
+    training.train_steps(
+      jax.tree.map(jnp.copy, zero),
+      images,
+      jax.random.key(1),
+      1,
+      model=MODEL,
+      batch_size=8,
+      learning_rate=1e-3,
+    ),
+  ]
+  losses = {float(state.loss_sum) for state in states}
+  assert len(losses) == 3
 
 
 def test_one_image_trains():
