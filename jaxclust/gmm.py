@@ -147,7 +147,7 @@ def fit(
     sample_weight=sample_weight,
     block_size=block_size,
   )
-  state = complete(
+  state, _ = run(
     state,
     x,
     max_steps=max_steps,
@@ -200,7 +200,7 @@ def start(
   )
   start_runs = _start_from_means
   if from_clusters:
-    state = kmeans.complete(state, x, **options)
+    state, _ = kmeans.run(state, x, **options)
     start_runs = _start_from_clusters
   return start_runs(
     state.centers,
@@ -259,7 +259,7 @@ def check_start(
 def run(
   state: GMMState,
   x: jax.Array,
-  num_steps: int,
+  num_steps: int | None = None,
   *,
   max_steps: int = 100,
   tol: float = 1e-3,
@@ -267,12 +267,12 @@ def run(
   sample_weight: jax.Array | None = None,
   block_size: int | None = None,
 ) -> tuple[GMMState, jax.Array]:
-  """Makes up to num_steps further steps of every run that has not stopped.
+  """Makes further steps of every run that has not stopped.
 
   Args:
     state: R runs, from `start` or `run`.
     x: `[N, D]` the same points.
-    num_steps: most steps of this call.
+    num_steps: most steps of this call; None to go on until all have stopped.
     max_steps: most steps of a run over all calls.
     tol: as for `fit`.
     reg: as for `fit`.
@@ -281,7 +281,8 @@ def run(
 
   Returns:
     The new state, and the mean log-likelihood after each step
-    `[num_steps, R]`; a run that has stopped repeats its last one.
+    `[num_steps, R]` (of no steps if num_steps is None); a run that has stopped
+    repeats its last one.
   """
   advance = functools.partial(
     step,
@@ -291,34 +292,11 @@ def run(
     reg=reg,
     block_size=block_size,
   )
-  limit = jnp.minimum(max_steps, state.num_steps + num_steps)
-  state, history = _iterate(advance, state, limit, num_steps)
+  num_rows, limit = 0, jnp.broadcast_to(max_steps, state.num_steps.shape)
+  if num_steps is not None:
+    num_rows, limit = num_steps, jnp.minimum(limit, state.num_steps + num_steps)
+  state, history = _iterate(advance, state, limit, num_rows)
   return numerics.mark_out_of_steps(state, max_steps), history
-
-
-@functools.partial(jax.jit, static_argnames='block_size')
-def complete(
-  state: GMMState,
-  x: jax.Array,
-  *,
-  max_steps: int = 100,
-  tol: float = 1e-3,
-  reg: float = 1e-6,
-  sample_weight: jax.Array | None = None,
-  block_size: int | None = None,
-) -> GMMState:
-  """Steps every run until it stops; arguments as for `run`."""
-  advance = functools.partial(
-    step,
-    x=x,
-    sample_weight=sample_weight,
-    tol=tol,
-    reg=reg,
-    block_size=block_size,
-  )
-  limit = jnp.broadcast_to(max_steps, state.num_steps.shape)
-  state, _ = _iterate(advance, state, limit, 0)
-  return numerics.mark_out_of_steps(state, max_steps)
 
 
 def step(

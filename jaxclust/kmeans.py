@@ -102,16 +102,15 @@ def fit(
     sample_weight=sample_weight,
     block_size=block_size,
   )
-  result = best(
-    complete(
-      state,
-      x,
-      max_steps=max_steps,
-      tol=tol,
-      sample_weight=sample_weight,
-      block_size=block_size,
-    )
+  state, _ = run(
+    state,
+    x,
+    max_steps=max_steps,
+    tol=tol,
+    sample_weight=sample_weight,
+    block_size=block_size,
   )
+  result = best(state)
   warn(result)
   return result
 
@@ -190,57 +189,39 @@ def check_steps(max_steps: int, tol: float) -> None:
 def run(
   state: KMeansState,
   x: jax.Array,
-  num_steps: int,
+  num_steps: int | None = None,
   *,
   max_steps: int = 300,
   tol: float = 1e-4,
   sample_weight: jax.Array | None = None,
   block_size: int | None = None,
 ) -> tuple[KMeansState, jax.Array]:
-  """Makes up to num_steps further steps of every run that has not stopped.
+  """Makes further steps of every run that has not stopped.
 
   Args:
     state: R runs, from `start` or `run`.
     x: `[N, D]` the same points.
-    num_steps: most steps of this call.
+    num_steps: most steps of this call; None to go on until all have stopped.
     max_steps: most steps of a run over all calls.
     tol: as for `fit`.
     sample_weight: `[N]` or None.
     block_size: as for `fit`.
 
   Returns:
-    The new state, and the inertia after each step `[num_steps, R]`; a run that
-    has stopped repeats its last one.
+    The new state, and the inertia after each step `[num_steps, R]` (of no steps
+    if num_steps is None); a run that has stopped repeats its last one.
   """
   advance = functools.partial(
     step, x=x, sample_weight=sample_weight, tol=tol, block_size=block_size
   )
+  num_rows, limit = 0, jnp.broadcast_to(max_steps, state.num_steps.shape)
+  if num_steps is not None:
+    num_rows, limit = num_steps, jnp.minimum(limit, state.num_steps + num_steps)
   history = jnp.broadcast_to(
-    state.inertia[None], (num_steps, *state.inertia.shape)
+    state.inertia[None], (num_rows, *state.inertia.shape)
   )
-  limit = jnp.minimum(max_steps, state.num_steps + num_steps)
   state, history = _iterate(advance, state, limit, history)
   return numerics.mark_out_of_steps(state, max_steps), history
-
-
-@functools.partial(jax.jit, static_argnames='block_size')
-def complete(
-  state: KMeansState,
-  x: jax.Array,
-  *,
-  max_steps: int = 300,
-  tol: float = 1e-4,
-  sample_weight: jax.Array | None = None,
-  block_size: int | None = None,
-) -> KMeansState:
-  """Steps every run until it stops; arguments as for `run`."""
-  advance = functools.partial(
-    step, x=x, sample_weight=sample_weight, tol=tol, block_size=block_size
-  )
-  history = jnp.zeros((0, *state.inertia.shape), state.inertia.dtype)
-  limit = jnp.broadcast_to(max_steps, state.num_steps.shape)
-  state, _ = _iterate(advance, state, limit, history)
-  return numerics.mark_out_of_steps(state, max_steps)
 
 
 def step(
@@ -390,13 +371,12 @@ def _start(
   init,
   block_size,
 ):
-  frame = numerics.find_frame(
-    x, sample_weight, _block_rows(x, 1, 1, block_size)
-  )
+  narrow = _block_rows(x, 1, 1, block_size)
+  frame = numerics.find_frame(x, sample_weight, narrow)
   if init == 'given':
     centers = frame.enter(centers.reshape(-1, num_clusters, x.shape[1]))
   else:
-    ids = numerics.content_ids(x, sample_weight)
+    ids = numerics.content_ids(x, sample_weight, narrow)
     keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(
       jnp.arange(num_restarts)
     )

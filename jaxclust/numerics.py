@@ -78,7 +78,8 @@ def as_arrays(
   """Points `[N, D]`, and weights `[N]` in the dtype of the computation."""
   x = jnp.asarray(x)
   if sample_weight is None:
-    return x, jnp.ones(x.shape[0], float_dtype(x))
+    # Behind a barrier, for XLA would fold what follows from them, slowly.
+    return x, lax.optimization_barrier(jnp.ones(x.shape[0], float_dtype(x)))
   return x, jnp.asarray(sample_weight).astype(float_dtype(x))
 
 
@@ -234,18 +235,24 @@ def mark_out_of_steps(state: Any, max_steps: jax.Array) -> Any:
   return state._replace(stop_reason=reason.astype(jnp.int32))
 
 
-def content_ids(x: jax.Array, sample_weight: jax.Array) -> jax.Array:
+def content_ids(
+  x: jax.Array, sample_weight: jax.Array, block_size: int
+) -> jax.Array:
   """Numbers `[N]` uint32 that go with the content of a row, not its place.
 
   Equal rows are told apart by their occurrence, heavier ones first, so that
   rows of weight zero do not disturb the others.
   """
-  x = x.astype(jnp.float32)
-  bits = lax.bitcast_convert_type(x, jnp.uint32)
-  bits = jnp.where(x == 0, jnp.uint32(0), bits)  # -0.0 is 0.0
   multipliers = jax.random.bits(jax.random.key(0), x.shape[1:], jnp.uint32)
-  mixed = _mix(bits) * (multipliers[None] | jnp.uint32(1))
-  code = _mix(mixed.sum(axis=1, dtype=jnp.uint32))
+  multipliers = multipliers[None] | jnp.uint32(1)
+
+  def hash_rows(x):
+    x = x.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jnp.where(x == 0, jnp.uint32(0), bits)  # -0.0 is 0.0
+    return _mix((_mix(bits) * multipliers).sum(axis=1, dtype=jnp.uint32))
+
+  code = map_blocks(hash_rows, x, block_size)
   place = lax.iota(jnp.int32, x.shape[0])
   code, _, place = lax.sort((code, -sample_weight, place), num_keys=2)
   is_first = jnp.concatenate([jnp.ones(1, bool), code[1:] != code[:-1]])
@@ -336,10 +343,7 @@ def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
   x = jnp.asarray(x)
   if not isinstance(x, jax.core.Tracer):
     _check_values(x)
-  dtype = float_dtype(x)
-  if sample_weight is None:
-    return x, jnp.ones(x.shape[0], dtype)
-  weight = jnp.asarray(sample_weight).astype(dtype)
+  x, weight = as_arrays(x, sample_weight)
   if weight.shape != x.shape[:1]:
     raise InputError(
       f'sample_weight has shape {weight.shape}: x has {x.shape[0]} rows, '

@@ -404,7 +404,7 @@ class TransformationsTest(chex.TestCase):
   def test_runs_in_parts_are_a_whole_run(self):
     x = clusters(apart=1.0)[0]
     state = gmm.start(KEY, x, num_components=3, num_restarts=2)
-    whole = gmm.complete(state, x, tol=1e-5)
+    whole, _ = gmm.run(state, x, tol=1e-5)
     calls = 0
     while (state.stop_reason == StopReason.RUNNING).any():
       state, _ = gmm.run(state, x, 4, tol=1e-5)
@@ -416,9 +416,9 @@ class TransformationsTest(chex.TestCase):
 def test_a_new_tolerance_compiles_nothing():
   x, _ = clusters()
   gmm.fit(KEY, x, num_components=3, tol=1e-3, reg=1e-6)
-  before = gmm.complete._cache_size(), gmm._start_from_clusters._cache_size()
+  before = gmm.run._cache_size(), gmm._start_from_clusters._cache_size()
   gmm.fit(KEY, x, num_components=3, tol=1e-2, reg=1e-3, max_steps=99)
-  after = gmm.complete._cache_size(), gmm._start_from_clusters._cache_size()
+  after = gmm.run._cache_size(), gmm._start_from_clusters._cache_size()
   assert after == before
 
 

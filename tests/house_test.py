@@ -148,6 +148,18 @@ def test_clusterers_multiply_in_true_float32(name):
   assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
 
 
+@pytest.mark.parametrize('name', ['kmeans', 'full'])
+def test_a_fit_needs_a_block_of_memory_and_not_a_copy_of_x(name):
+  num_points, num_features = 1_000_000, 64
+  x = jax.ShapeDtypeStruct((num_points, num_features), jnp.float32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  compiled = jax.jit(ENTRY_POINTS[name]).lower(key, x).compile()
+  needed = compiled.memory_analysis().temp_size_in_bytes
+  scores = 4 * num_points * 4  # of each point, for four restarts
+  block = 4 * 2**21 if jax.default_backend() == 'cpu' else 4 * 2**25
+  assert needed < 4 * scores + 4 * block < 4 * num_points * num_features
+
+
 @pytest.mark.parametrize('name', ENTRY_POINTS)
 def test_entry_points_lower_for_accelerators(name):
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -311,7 +311,7 @@ class TransformationsTest(chex.TestCase):
   def test_runs_in_parts_are_a_whole_run(self):
     x = blobs(spread=5.0, num_clusters=8)[0]
     state = kmeans.start(KEY, x, num_clusters=8, num_restarts=5)
-    whole = kmeans.complete(state, x)
+    whole, _ = kmeans.run(state, x)
     calls = 0
     while (state.stop_reason == StopReason.RUNNING).any():
       state, _ = kmeans.run(state, x, 3)
@@ -323,9 +323,9 @@ class TransformationsTest(chex.TestCase):
 def test_a_new_tolerance_compiles_nothing():
   x, _ = blobs()
   fit(KEY, x, num_clusters=4, tol=1e-4, max_steps=50)
-  before = kmeans.complete._cache_size(), kmeans._start._cache_size()
+  before = kmeans.run._cache_size(), kmeans._start._cache_size()
   fit(jax.random.key(1), x, num_clusters=4, tol=1e-3, max_steps=60)
-  assert (kmeans.complete._cache_size(), kmeans._start._cache_size()) == before
+  assert (kmeans.run._cache_size(), kmeans._start._cache_size()) == before
 
 
 def test_a_key_gives_one_result():

@@ -73,10 +73,10 @@ def test_the_best_is_the_smallest_finite_score():
 def test_ids_go_with_the_content_of_rows():
   x = jax.random.randint(jax.random.key(0), (200, 5), 0, 3).astype(jnp.float32)
   weight = jnp.ones(200)
-  ids = numerics.content_ids(x, weight)
+  ids = numerics.content_ids(x, weight, 64)
   assert len(np.unique(ids)) == 200
   order = jax.random.permutation(jax.random.key(1), 200)
-  shuffled = numerics.content_ids(x[order], weight)
+  shuffled = numerics.content_ids(x[order], weight, 7)
   np.testing.assert_array_equal(np.sort(ids), np.sort(shuffled))
   rows = {tuple(r) for r in np.asarray(x)}
   for row in list(rows)[:20]:
@@ -87,21 +87,21 @@ def test_ids_go_with_the_content_of_rows():
 
 def test_a_negative_zero_is_a_zero():
   one = jnp.ones(1)
-  plus = numerics.content_ids(jnp.array([[0.0, 1.0]]), one)
-  minus = numerics.content_ids(jnp.array([[-0.0, 1.0]]), one)
+  plus = numerics.content_ids(jnp.array([[0.0, 1.0]]), one, 1)
+  minus = numerics.content_ids(jnp.array([[-0.0, 1.0]]), one, 1)
   np.testing.assert_array_equal(plus, minus)
 
 
 def test_rows_of_weight_zero_leave_the_ids_of_their_equals_alone():
   x = jnp.ones((2, 3))
-  alone = numerics.content_ids(x, jnp.ones(2))
-  padded = numerics.content_ids(jnp.ones((4, 3)), jnp.array([0.0, 1, 0, 1]))
+  alone = numerics.content_ids(x, jnp.ones(2), 2)
+  padded = numerics.content_ids(jnp.ones((4, 3)), jnp.array([0.0, 1, 0, 1]), 4)
   assert set(alone.tolist()) == set(padded[jnp.array([1, 3])].tolist())
 
 
 def test_draws_are_in_proportion_to_mass():
   mass = jnp.array([0.0, 1.0, 2.0, 5.0, -1.0])
-  ids = numerics.content_ids(jnp.arange(5.0)[:, None], jnp.ones(5))
+  ids = numerics.content_ids(jnp.arange(5.0)[:, None], jnp.ones(5), 5)
   seeds = jax.random.bits(jax.random.key(0), (20_000,), jnp.uint32)
   draw = jax.vmap(lambda s: jnp.argmin(numerics.arrivals(s, ids, mass)))
   share = np.bincount(draw(seeds), minlength=5) / 20_000
