@@ -202,6 +202,7 @@ def test_samples_have_the_moments_of_the_mixture(covariance):
   np.testing.assert_allclose(np.cov(x.T), cov, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64', 'bool'])
 def test_any_real_numbers_can_be_fitted_where_float64_is_enabled(dtype):
   x = (clusters()[0] > 0) if dtype == 'bool' else clusters()[0].astype(dtype)
@@ -216,6 +217,7 @@ def test_any_real_numbers_can_be_fitted_where_float64_is_enabled(dtype):
       assert gmm.predict(again.params, x).dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_float64():
   x, _ = clusters()
   single = gmm.fit(KEY, x, num_components=3)
@@ -381,6 +383,7 @@ class TransformationsTest(chex.TestCase):
       moved.params, jax.tree.map(lambda a: a[0], run.params), rtol=1e-4
     )
 
+  @pytest.mark.slow
   def test_a_fit_under_vmap_is_a_loop_of_fits(self):
     x = jnp.stack([jnp.asarray(clusters(seed=s)[0]) for s in range(2)])
     batched = jax.vmap(lambda x: gmm.fit(KEY, x, num_components=3))(x)
@@ -401,6 +404,7 @@ class TransformationsTest(chex.TestCase):
       together.log_likelihood, max(likelihoods), rtol=1e-6
     )
 
+  @pytest.mark.slow
   def test_runs_in_parts_are_a_whole_run(self):
     x = clusters(apart=1.0)[0]
     state = gmm.start(KEY, x, num_components=3, num_restarts=2)

@@ -148,6 +148,7 @@ def test_clusterers_multiply_in_true_float32(name):
   assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['kmeans', 'full'])
 def test_a_fit_needs_a_block_of_memory_and_not_a_copy_of_x(name):
   num_points, num_features = 1_000_000, 64

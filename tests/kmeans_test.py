@@ -142,6 +142,7 @@ def test_greedy_seeding_is_as_good_as_scikit_learns():
   assert abs(ours.mean() / np.mean(theirs) - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_float64():
   x, _ = blobs(spread=3.0)
   single = fit(KEY, x, num_clusters=4, init=x[:4])
@@ -283,6 +284,7 @@ class TransformationsTest(chex.TestCase):
     occupied = np.asarray(state.sums / state.counts[..., None])
     np.testing.assert_allclose(moved.centers, occupied, atol=1e-5)
 
+  @pytest.mark.slow
   def test_a_fit_under_vmap_is_a_loop_of_fits(self):
     x = jnp.stack([jnp.asarray(blobs(seed=s)[0]) for s in range(3)])
 
@@ -308,6 +310,7 @@ class TransformationsTest(chex.TestCase):
       kmeans.predict(together.centers, x), kmeans.predict(best.centers, x)
     )
 
+  @pytest.mark.slow
   def test_runs_in_parts_are_a_whole_run(self):
     x = blobs(spread=5.0, num_clusters=8)[0]
     state = kmeans.start(KEY, x, num_clusters=8, num_restarts=5)

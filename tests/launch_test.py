@@ -94,6 +94,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capfd):
   assert after == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
   flags = ['--config.training.num_epochs=5', '--config.gmm.tol=1e-4']
   assert run('gmm', tmp_path / 'whole', *flags) == 0
@@ -158,6 +159,7 @@ def test_a_training_that_diverges_keeps_what_it_has_saved(
   assert sorted(p.name for p in kept.iterdir()) == ['1', '2']
 
 
+@pytest.mark.slow
 def test_a_code_is_standardized_on_request(tmp_path):
   plain, standard = tmp_path / 'plain', tmp_path / 'standard'
   assert run('ae_kmeans', plain, *SMALL['ae_kmeans']) == 0
@@ -190,7 +192,8 @@ def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
 
 
 def test_warnings_are_shown_and_recorded(tmp_path, capfd):
-  assert run('kmeans', tmp_path, '--config.kmeans.max_steps=1') == 0
+  flags = ['--config.kmeans.max_steps=1', *SMALL['kmeans']]
+  assert run('kmeans', tmp_path, *flags) == 0
   assert 'warning: k-means did not converge' in capfd.readouterr().out
   assert 'did not converge' in read(tmp_path)['warnings'][0]
 

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
+@pytest.mark.slow
 def test_the_python_examples_run():
   examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
   assert examples
