@@ -245,6 +245,7 @@ def test_padding_does_not_change_the_fit():
   np.testing.assert_allclose(result.inertias, plain.inertias, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pass_in_blocks_is_a_pass_over_the_whole():
   x, _ = blobs(spread=4.0)
   whole = fit(KEY, x, num_clusters=4, block_size=len(x))

@@ -180,6 +180,7 @@ def test_floats_for_the_autoencoder_are_from_0_to_1(tmp_path, capfd):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
   images = np.random.default_rng(0).integers(0, 256, (60, 6, 7), np.uint8)
   np.savez(tmp_path / 'mine.npz', images=images)
