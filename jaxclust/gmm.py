@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclust import kmeans, numerics
+from jaxclust import kmeans, numerics, seeding
 from jaxclust.numerics import PRECISION, Frame, InputError, StopReason
 
 
@@ -248,7 +248,7 @@ def check_start(
     _check_params(init, num_components, covariance, num_features)
   elif not isinstance(init, str):
     kmeans.check_centers('init', init, num_components, num_features)
-  elif init not in (names := ('k-means', *kmeans.SEEDINGS)):
+  elif init not in (names := ('k-means', *seeding.SEEDINGS)):
     raise InputError(
       f'init is {init!r}: it must be one of {", ".join(names)}, means, or '
       'GMMParams'
@@ -571,8 +571,10 @@ def _start_from_clusters(
   def start_one(centers):
     def part(x, weight):
       x = frame.enter(x)
-      labels = jnp.argmin(numerics.squared_distances(x, centers), axis=1)
-      members = jax.nn.one_hot(labels, num_components, axis=0, dtype=x.dtype)
+      norms = jnp.square(x).sum(axis=1)
+      squared = numerics.squared_distances(x, centers, norms)
+      _, labels = numerics.nearest(squared[None])
+      members = numerics.members(labels, num_components).astype(x.dtype)
       return _moments(functions, members, weight, centers, x)
 
     moments = numerics.sum_blocks(

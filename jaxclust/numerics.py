@@ -23,7 +23,7 @@ PRECISION = lax.Precision.HIGHEST
 
 # Numbers in a block and what is computed from it: what the caches of a CPU
 # hold, and enough rows to fill an accelerator.
-_CPU_BLOCK = 2**21
+_CPU_BLOCK = 2**20
 _ACCELERATOR_BLOCK = 2**25
 
 
@@ -61,6 +61,37 @@ class Frame(NamedTuple):
     """Maps rows `[..., D]` from the frame back into the data's units."""
     return jnp.broadcast_to(self.offset, x.shape) + x * self.scale
 
+  def project(self, centers: jax.Array) -> jax.Array:
+    """Centers `[..., D]` in the frame need not be anywhere in particular."""
+    return centers
+
+
+class Sphere(NamedTuple):
+  """Coordinates in which only the direction of a row is left."""
+
+  scale: jax.Array  # [] root of the mean variance of rows of length one
+
+  def enter(self, x: jax.Array) -> jax.Array:
+    """Maps rows `[..., D]` onto the sphere of radius `1 / scale`."""
+    return unit_rows(x) / self.scale
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Maps rows `[..., D]` of the sphere to length one."""
+    return x * self.scale
+
+  def project(self, centers: jax.Array) -> jax.Array:
+    """Moves centers `[..., D]` onto the sphere along their rays."""
+    return self.enter(centers)
+
+
+class Points(NamedTuple):
+  """The data as passes in a frame read them."""
+
+  x: jax.Array  # [N, D] in the data's units
+  sample_weight: jax.Array  # [N]
+  norms: jax.Array  # [N] squared lengths in the frame
+  frame: Frame | Sphere
+
 
 def float_dtype(x: jax.Array) -> Any:
   """The dtype of a computation on x: float64 for float64, else float32."""
@@ -70,6 +101,15 @@ def float_dtype(x: jax.Array) -> Any:
 def as_float(x: jax.Array) -> jax.Array:
   """Casts integers and half precision to float32; float64 stays."""
   return x.astype(float_dtype(x))
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+  """Divides rows `[..., D]` by their length; rows of zeros stay."""
+  x = as_float(x)
+  largest = jnp.abs(x).max(axis=-1, keepdims=True)
+  x = x / jnp.where(largest > 0, largest, 1)
+  length = jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True))
+  return x / jnp.where(length > 0, length, 1)
 
 
 def as_arrays(
@@ -138,6 +178,37 @@ def scan_blocks(
   return lax.fori_loop(0, num_blocks, body, (carry, written))
 
 
+def visit_rows(
+  fn: Callable, carry: Any, wanted: jax.Array, block_size: int
+) -> Any:
+  """Walks over the rows that are wanted, a block of them at a time.
+
+  Args:
+    fn: `(carry, rows, fresh) -> carry`; `rows` are indices `[B]`, of which the
+      last block may fall short: `fresh` is 0 where an index is none.
+    carry: pytree of arrays.
+    wanted: `[N]` bool.
+    block_size: B, at most N.
+
+  Returns:
+    The last carry.
+  """
+  num_rows = wanted.shape[0]
+  block_size = min(block_size, num_rows)
+  rank = jnp.cumsum(wanted, dtype=jnp.int32)
+  place = jnp.where(wanted, rank - 1, num_rows)
+  rows = lax.iota(jnp.int32, num_rows)
+  rows = jnp.zeros_like(rows).at[place].set(rows, mode='drop')
+
+  def body(i, carry):
+    start = jnp.minimum(i * block_size, num_rows - block_size)
+    number = start + jnp.arange(block_size)
+    fresh = (number >= i * block_size) & (number < rank[-1])
+    return fn(carry, lax.dynamic_slice_in_dim(rows, start, block_size), fresh)
+
+  return lax.fori_loop(0, -(-rank[-1] // block_size), body, carry)
+
+
 def sum_blocks(
   fn: Callable, x: jax.Array, sample_weight: jax.Array, block_size: int
 ) -> Any:
@@ -165,22 +236,26 @@ def map_blocks(fn: Callable, rows: Any, block_size: int) -> Any:
 
 
 def find_frame(
-  x: jax.Array, sample_weight: jax.Array, block_size: int
+  x: jax.Array,
+  sample_weight: jax.Array,
+  block_size: int,
+  view: Callable = as_float,
 ) -> Frame:
   """Finds the frame in which weighted data have mean 0 and mean variance 1.
 
   Sums are of differences from one of the rows, and squares are of numbers of
-  at most 2, so that neither an offset nor a scale costs digits.
+  at most 2, so that neither an offset nor a scale costs digits. The data are
+  the rows as `view` shows them.
   """
-  origin = as_float(x[jnp.argmax(sample_weight > 0)])
+  origin = view(x[jnp.argmax(sample_weight > 0)])
 
   def first(x, weight):
-    difference = as_float(x) - origin[None]
+    difference = view(x) - origin[None]
     return dot(weight, difference), weight.sum()
 
   def largest(top, block, fresh):
     x, weight = block
-    size = jnp.abs(as_float(x) - origin[None]).max(axis=1)
+    size = jnp.abs(view(x) - origin[None]).max(axis=1)
     return jnp.maximum(top, jnp.where(weight > 0, size, 0).max()), ()
 
   total, weight = sum_blocks(first, x, sample_weight, block_size)
@@ -191,29 +266,71 @@ def find_frame(
   top = jnp.where(top > 0, top, 1)
 
   def second(x, weight):
-    inside = (as_float(x) - offset[None]) / top
+    inside = (view(x) - offset[None]) / top
     return dot(weight, jnp.square(inside).mean(axis=1))
 
   variance = sum_blocks(second, x, sample_weight, block_size) / weight
   return Frame(offset, top * jnp.sqrt(jnp.where(variance > 0, variance, 1)))
 
 
-def squared_distances(x: jax.Array, centers: jax.Array) -> jax.Array:
-  """Squared distances `[N, K]` of rows `[N, D]` to centers `[K, D]`.
+def squared_distances(
+  x: jax.Array,
+  centers: jax.Array,
+  norms: jax.Array,
+  reduce: Callable = lambda squared: squared,
+) -> Any:
+  """Squared distances `[K, B]` of rows `[B, D]` from centers `[K, D]`.
 
   By one matrix product, whose error is a rounding of `|x|^2`. Where that blurs
   the distance to the nearest center for more than a few rows, because points
   lie close together but far from the origin, by differences instead.
+
+  Args:
+    x: rows in a frame.
+    centers: in the same frame.
+    norms: `[B]` squared lengths of the rows, see `squared_norms`.
+    reduce: what to make of the distances while they are in cache.
+
+  Returns:
+    `reduce` of the distances.
   """
-  xx = jnp.square(x).sum(axis=1)[:, None]
-  cc = jnp.square(centers).sum(axis=1)[None, :]
-  squared = jnp.maximum(xx + cc - 2 * dot(x, centers.T), 0)
-  rounding = jnp.finfo(squared.dtype).eps * xx[:, 0]
-  blurred = squared.min(axis=1) < _TRUSTED_ROUNDINGS * rounding
+  lengths = jnp.square(centers).sum(axis=1)[:, None]
+  squared = norms[None] + (lengths - 2 * dot(centers, x.T))
+  squared = jnp.maximum(squared, 0)
+  rounding = jnp.finfo(squared.dtype).eps * norms
+  blurred = squared.min(axis=0) < _TRUSTED_ROUNDINGS * rounding
+
+  def by_differences():
+    return lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers)
+
   return lax.cond(
     blurred.mean() > _FEW_ROWS,
-    lambda: lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers).T,
-    lambda: squared,
+    lambda: reduce(by_differences()),
+    lambda: reduce(squared),
+  )
+
+
+def nearest(squared: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The least of distances `[R, K, B]` and which it is, `[R, B]`; ties: the
+  first. Two plain minima, which vectorise where argmin does not."""
+  least = squared.min(axis=1)
+  last = squared.shape[1] - 1
+  number = lax.broadcasted_iota(jnp.int32, squared.shape, 1)
+  found = jnp.where(squared == least[:, None], number, last)
+  return least, found.min(axis=1)
+
+
+def members(labels: jax.Array, num_clusters: int) -> jax.Array:
+  """Labels `[R, B]` as rows `[R K, B]` of 0 and 1; -1 is in no cluster."""
+  number = lax.iota(jnp.int32, num_clusters)[None, :, None]
+  inside = labels[:, None] == number
+  return inside.reshape(-1, labels.shape[1]).astype(jnp.float32)
+
+
+def squared_norms(x: jax.Array, frame: Frame, block_size: int) -> jax.Array:
+  """Squared lengths `[N]` of the rows of x, seen in the frame."""
+  return map_blocks(
+    lambda x: jnp.square(frame.enter(x)).sum(axis=1), x, block_size
   )
 
 

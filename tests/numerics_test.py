@@ -24,7 +24,7 @@ def test_blocks_see_every_row_once_and_write_every_row():
 def test_blocks_keep_to_their_budget():
   assert numerics.block_rows(10, 784) == 10
   on_cpu = jax.default_backend() == 'cpu'
-  budget = 2**21 if on_cpu else 2**25
+  budget = 2**20 if on_cpu else 2**25
   assert 0.9 * budget < numerics.block_rows(10**6, 784) * 784 <= budget
   assert numerics.block_rows(10**6, 10**9) == 256
 
@@ -59,7 +59,8 @@ def test_equal_rows_have_a_frame_of_scale_one():
 
 def test_distances_are_those_of_differences_and_zero_to_oneself():
   x = jax.random.normal(jax.random.key(0), (50, 784))
-  found = numerics.squared_distances(x, x[:20])
+  norms = jnp.square(x).sum(axis=1)
+  found = numerics.squared_distances(x, x[:20], norms).T
   exact = np.square(np.asarray(x)[:, None] - np.asarray(x)[None, :20])
   np.testing.assert_allclose(found, exact.sum(axis=-1), rtol=1e-5)
   np.testing.assert_array_equal(np.diagonal(found), np.zeros(20))
