@@ -17,7 +17,9 @@ Axes: N points, D features, K components, R restarts, B rows of a block.
 References:
   Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via
     the EM algorithm, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
-  Bishop (2006), Pattern recognition and machine learning, section 9.2.2
+  Bishop (2006), Pattern recognition and machine learning, sections 2.4, 9.2.2
+  Cappe and Moulines (2009), Online EM algorithm for latent data models,
+    https://doi.org/10.1111/j.1467-9868.2009.00698.x
 """
 
 import functools
@@ -33,6 +35,12 @@ from jax import lax
 
 from jaxclust import kmeans, numerics, seeding
 from jaxclust.numerics import PRECISION, Frame, InputError, StopReason
+
+# Up to this many features a loop over columns is as fast as LAPACK.
+_SMALL_MATRIX = 128
+
+# Products are used where their rounding changes a log-density by less.
+_TRUSTED = 1e-4
 
 
 class GMMParams(NamedTuple):
@@ -82,6 +90,18 @@ class GMMResult(NamedTuple):
     return self.stop_reason == StopReason.CONVERGED
 
 
+class Products(NamedTuple):
+  """The functions that turn the E-step of a family into matrix products.
+
+  The log-joint is linear in statistics of the points, the first D of which are
+  the points themselves, as densities are of an exponential family.
+  """
+
+  center: Callable  # precision, means -> [D] where statistics cancel least
+  natural: Callable  # precision, means -> coefficients [K, F]
+  statistics: Callable  # x [B, D] -> [B, F]
+
+
 class Family(NamedTuple):
   """The functions in which one family of covariances differs from others."""
 
@@ -92,8 +112,9 @@ class Family(NamedTuple):
   whiten: Callable  # precision, means, x [B, D] -> [K, B, D]
   color: Callable  # one component's scale, noise [B, D] -> [B, D]
   scatter: Callable  # responsibilities [K, B], weight [B], means, x -> second
-  covariance: Callable  # moments, shift [K, D] -> covariance
+  recenter: Callable  # second, moved [K, D], shift [K, D] -> second
   factor: Callable  # covariance, ridge -> scale_tril, which are sound
+  products: Products | None = None
 
 
 def fit(
@@ -284,6 +305,9 @@ def run(
     `[num_steps, R]` (of no steps if num_steps is None); a run that has stopped
     repeats its last one.
   """
+  square = None
+  if family_of(state.params) == 'tied':
+    square = total_square(x, sample_weight, state.frame, block_size)
   advance = functools.partial(
     step,
     x=x,
@@ -291,6 +315,7 @@ def run(
     tol=tol,
     reg=reg,
     block_size=block_size,
+    square=square,
   )
   num_rows, limit = 0, jnp.broadcast_to(max_steps, state.num_steps.shape)
   if num_steps is not None:
@@ -306,32 +331,91 @@ def step(
   tol: float = 1e-3,
   reg: float = 1e-6,
   block_size: int | None = None,
+  square: jax.Array | None = None,
 ) -> GMMState:
   """One M-step and one E-step of a single run (a state without R).
 
   A run whose likelihood is not finite keeps its parameters and stops.
+  Arguments as for `run`; `square` as for `e_step`.
   """
   x, sample_weight = numerics.as_arrays(x, sample_weight)
   params, num_repaired = m_step(state.params, state.moments, reg)
   moments, log_likelihood = e_step(
-    params, x, sample_weight, state.frame, block_size
+    params, x, sample_weight, state.frame, block_size, square
   )
   gain = log_likelihood - state.log_likelihood
   reason = jnp.where(gain <= tol, StopReason.CONVERGED, StopReason.RUNNING)
-  moved = GMMState(
-    frame=state.frame,
-    params=params,
-    moments=moments,
-    log_likelihood=log_likelihood,
-    num_steps=state.num_steps + 1,
-    stop_reason=reason.astype(jnp.int32),
-    num_repaired=num_repaired,
+  return _if_finite(
+    GMMState(
+      frame=state.frame,
+      params=params,
+      moments=moments,
+      log_likelihood=log_likelihood,
+      num_steps=state.num_steps + 1,
+      stop_reason=reason.astype(jnp.int32),
+      num_repaired=num_repaired,
+    ),
+    state,
   )
-  stuck = state._replace(
-    stop_reason=jnp.full_like(state.stop_reason, StopReason.NONFINITE)
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def update(
+  state: GMMState,
+  x: jax.Array,
+  sample_weight: jax.Array | None = None,
+  *,
+  decay: float = 0.9,
+  reg: float = 1e-6,
+  block_size: int | None = None,
+) -> GMMState:
+  """Takes one more batch of points into account (stepwise EM).
+
+  An M-step from the moments so far, an E-step on the batch, whose moments are
+  added (Cappe and Moulines 2009). For data that come in parts: `start` on the
+  first batch, `update` with each, `best` at the end.
+
+  Args:
+    state: R runs, from `start` or `update`.
+    x: `[B, D]` a batch, in the units of the others; any size (a new size
+      compiles anew; rows of weight 0 fill a batch up).
+    sample_weight: `[B]` or None.
+    decay: what the moments before this batch weigh now; 1 forgets nothing.
+    reg: as for `fit`.
+    block_size: as for `fit`.
+
+  Returns:
+    The new state; its likelihood is that of the batch. It does not converge:
+    batches differ, so that it is for the caller to end.
+  """
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
+
+  def update_one(state):
+    family = FAMILIES[family_of(state.params)]
+    params, num_repaired = m_step(state.params, state.moments, reg)
+    before = _recenter(family, state.moments, params.means - state.params.means)
+    batch, log_likelihood = e_step(
+      params, x, sample_weight, state.frame, block_size
+    )
+    moved = state._replace(
+      params=params,
+      moments=jax.tree.map(lambda a, b: decay * a + b, before, batch),
+      log_likelihood=log_likelihood,
+      num_steps=state.num_steps + 1,
+      num_repaired=num_repaired,
+    )
+    return _if_finite(moved, state), ()
+
+  return _map_runs(update_one, state)[0]
+
+
+def _if_finite(new, old):
+  """A run's new state, unless its likelihood is not finite: then it stops."""
+  stuck = old._replace(
+    stop_reason=jnp.full_like(old.stop_reason, StopReason.NONFINITE)
   )
-  finite = jnp.isfinite(log_likelihood)
-  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, stuck)
+  finite = jnp.isfinite(new.log_likelihood)
+  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stuck)
 
 
 def e_step(
@@ -340,6 +424,7 @@ def e_step(
   sample_weight: jax.Array,
   frame: Frame,
   block_size: int | None = None,
+  square: jax.Array | None = None,
 ) -> tuple[Moments, jax.Array]:
   """Moments of all points, and their mean log-likelihood.
 
@@ -349,21 +434,50 @@ def e_step(
     sample_weight: `[N]`.
     frame: coordinates of params.
     block_size: rows in a block, chosen by size if None.
+    square: `[D, D]` from `total_square` (for the tied family, to save time).
   """
   family = FAMILIES[family_of(params)]
   precision = family.precision(params.scale_tril)
+  rows = x, sample_weight, frame, block_size
+
+  def by_differences():
+    return _e_step_by_differences(params, precision, *rows)
+
+  if family.products is None or (family is FAMILIES['tied'] and square is None):
+    return by_differences()
+  center = family.products.center(precision, params.means)
+  white = family.whiten(precision, params.means, center[None])
+  lengths = jnp.square(white).sum(axis=(1, 2))
+  terms = lengths.max()
+  if square is not None:
+    spread = jnp.sqrt(jnp.diagonal(square) / sample_weight.sum())
+    inverse = numerics.dot(precision[0].T, precision[0])
+    inverse = inverse * spread[None] * spread[:, None]
+    terms = jnp.maximum(terms, jnp.sqrt(jnp.square(inverse).sum()))
+  return lax.cond(
+    jnp.finfo(terms.dtype).eps * terms < _TRUSTED,
+    lambda: _e_step_by_products(
+      params, precision, center, lengths, square, *rows
+    ),
+    by_differences,
+  )
+
+
+def total_square(
+  x: jax.Array,
+  sample_weight: jax.Array | None,
+  frame: Frame,
+  block_size: int | None = None,
+) -> jax.Array:
+  """The weighted sum `[D, D]` of `x x^T` in the frame: no step changes it."""
+  x, sample_weight = numerics.as_arrays(x, sample_weight)
 
   def part(x, weight):
-    x = frame.enter(x)
-    joint = _log_joint(params, precision, x)
-    log_prob = jax.nn.logsumexp(joint, axis=0)
-    responsibilities = jnp.exp(joint - log_prob[None])
-    moments = _moments(family, responsibilities, weight, params.means, x)
-    return moments, numerics.dot(weight, log_prob)
+    x = _weighed_rows(frame.enter(x), weight)
+    return numerics.dot((x * weight[:, None]).T, x)
 
-  block_size = _block_rows(x, params.means.shape[0], block_size)
-  moments, total = numerics.sum_blocks(part, x, sample_weight, block_size)
-  return moments, total / sample_weight.sum()
+  block_size = _block_rows(x, 2, block_size)
+  return numerics.sum_blocks(part, x, sample_weight, block_size)
 
 
 def m_step(
@@ -379,10 +493,9 @@ def m_step(
     The parameters, and how many covariances were repaired, `[]` int32.
   """
   family = FAMILIES[family_of(params)]
-  counts, first, second = moments
+  counts = moments.counts
   occupied = counts > 0
-  shift = _per_count(first, counts)
-  covariance = family.covariance(second, counts, shift)
+  shift, covariance = _means_and_covariance(family, moments)
   scale_tril, repaired = _factor_with_repair(family, covariance, reg)
   if scale_tril.shape[0] == counts.shape[0]:
     repaired = repaired & occupied
@@ -431,6 +544,17 @@ def log_prob(
   """
   joint = _log_joint_of(params, x, block_size)
   return jax.nn.logsumexp(joint, axis=1)
+
+
+def outlier_score(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return -log_prob(params, x, block_size=block_size)
 
 
 def responsibilities(
@@ -503,9 +627,10 @@ def num_parameters(params: GMMParams) -> int:
 
 def family_of(params: GMMParams) -> str:
   """The name of the family, from the shape of the factors."""
-  shape = params.scale_tril.shape
+  num_runs = params.means.ndim - 2  # axes in front of a mixture's own
+  shape = params.scale_tril.shape[num_runs:]
   if len(shape) == 3:
-    return 'full' if shape[0] == params.means.shape[0] else 'tied'
+    return 'full' if shape[0] == params.means.shape[-2] else 'tied'
   return 'spherical' if shape[1] == 1 else 'diag'
 
 
@@ -574,7 +699,7 @@ def _start_from_clusters(
       norms = jnp.square(x).sum(axis=1)
       squared = numerics.squared_distances(x, centers, norms)
       _, labels = numerics.nearest(squared[None])
-      members = numerics.members(labels, num_components).astype(x.dtype)
+      members = numerics.members(labels, num_components, x.dtype)
       return _moments(functions, members, weight, centers, x)
 
     moments = numerics.sum_blocks(
@@ -604,10 +729,10 @@ def _start_from_means(
     everyone = jnp.ones((1, x.shape[0]), x.dtype)
     return _moments(functions, everyone, weight, center, x)
 
-  counts, first, second = numerics.sum_blocks(
+  moments = numerics.sum_blocks(
     part, x, sample_weight, _block_rows(x, 1, block_size)
   )
-  covariance = functions.covariance(second, counts, _per_count(first, counts))
+  _, covariance = _means_and_covariance(functions, moments)
   scale_tril, repaired = _factor_with_repair(functions, covariance, reg)
   shape = functions.shape(num_components, num_features)
   equal = jnp.full(means.shape[:2], -math.log(num_components), means.dtype)
@@ -654,6 +779,18 @@ def _first_state(params, num_repaired, x, sample_weight, frame, block_size):
   )
 
 
+def _map_runs(fn, state, *rest):
+  """Applies `fn(state of a run, *rest of it) -> state, outputs` in turn."""
+
+  def apply(run_and_rest):
+    run, *rest = run_and_rest
+    new, outputs = fn(run._replace(frame=state.frame), *rest)
+    return new._replace(frame=None), outputs
+
+  runs, outputs = lax.map(apply, (state._replace(frame=None), *rest))
+  return runs._replace(frame=state.frame), outputs
+
+
 def _iterate(advance, state, limit, num_rows):
   """Steps the runs one after another, each up to its limit `[R]`.
 
@@ -666,11 +803,9 @@ def _iterate(advance, state, limit, num_rows):
   Returns:
     The new state, and the likelihoods after each step `[S, R]`.
   """
-  frame = state.frame
   rows = lax.iota(jnp.int32, num_rows)
 
-  def iterate_one(run_and_limit):
-    state, limit = run_and_limit
+  def iterate_one(state, limit):
     begun = state.num_steps
 
     def active(carry):
@@ -684,13 +819,97 @@ def _iterate(advance, state, limit, num_rows):
       since = rows >= old.num_steps - begun
       return new, jnp.where(since, new.log_likelihood, scores)
 
-    state = state._replace(frame=frame)
     scores = jnp.broadcast_to(state.log_likelihood, (num_rows,))
-    state, scores = lax.while_loop(active, body, (state, scores))
-    return state._replace(frame=None), scores
+    return lax.while_loop(active, body, (state, scores))
 
-  runs, history = lax.map(iterate_one, (state._replace(frame=None), limit))
-  return runs._replace(frame=frame), history.T
+  state, history = _map_runs(iterate_one, state, limit)
+  return state, history.T
+
+
+def _e_step_by_differences(
+  params, precision, x, sample_weight, frame, block_size
+):
+  """The E-step from the difference of every point from every mean."""
+  family = FAMILIES[family_of(params)]
+
+  def part(x, weight):
+    x = _weighed_rows(frame.enter(x), weight)
+    joint = _log_joint(params, precision, x)
+    responsibilities, log_prob = _normalize(joint)
+    moments = _moments(family, responsibilities, weight, params.means, x)
+    return moments, numerics.dot(weight, log_prob)
+
+  block_size = _block_rows(x, params.means.shape[0], block_size)
+  moments, total = numerics.sum_blocks(part, x, sample_weight, block_size)
+  return moments, total / sample_weight.sum()
+
+
+def _e_step_by_products(
+  params,
+  precision,
+  center,
+  lengths,
+  square,
+  x,
+  sample_weight,
+  frame,
+  block_size,
+):
+  """The E-step from products with statistics of the points about a center.
+
+  Args:
+    params: as for `e_step`.
+    precision: the family's.
+    center: `[D]` in the frame.
+    lengths: `[K]` whitened squared distances of the means from the center.
+    square: `[D, D]`, or None where the family needs none.
+    x: and those that follow, as for `e_step`.
+  """
+  family = FAMILIES[family_of(params)]
+  products = family.products
+  means = params.means - center[None]
+  num_components, num_features = means.shape
+  natural = products.natural(precision, means)
+  constant = _log_norm(params, num_features) - 0.5 * lengths
+
+  def part(x, weight):
+    x = _weighed_rows(frame.enter(x) - center[None], weight)
+    statistics = products.statistics(x)
+    joint = constant[:, None] + numerics.dot(natural, statistics.T)
+    responsibilities, log_prob = _normalize(joint)
+    weighted = responsibilities * weight[None]
+    return (
+      weighted.sum(axis=1),
+      numerics.dot(weighted, statistics),
+      numerics.dot(weight, log_prob),
+    )
+
+  width = 2 * natural.shape[1] + 3 * num_components
+  block_size = block_size or numerics.block_rows(x.shape[0], width)
+  counts, sums, total = numerics.sum_blocks(part, x, sample_weight, block_size)
+  first, rest = sums[:, :num_features], sums[:, num_features:]
+  if square is not None:  # of which the statistics know nothing
+    inverse = numerics.dot(precision[0].T, precision[0])
+    total = total - 0.5 * (inverse * square).sum()
+    rest = square[None]
+  moments = _recenter(family, Moments(counts, first, rest), means)
+  return moments, total / sample_weight.sum()
+
+
+def _weighed_rows(x, weight):
+  """Rows `[B, D]`, with 0 in place of those of weight 0, whatever they hold."""
+  return jnp.where(weight[:, None] > 0, x, 0)
+
+
+def _recenter(family, moments, shift):
+  """The moments about points `[K, D]` that are further on by a shift."""
+  counts, first, second = moments
+  moved = first - 0.5 * counts[:, None] * shift
+  return Moments(
+    counts,
+    first - counts[:, None] * shift,
+    family.recenter(second, moved, shift),
+  )
 
 
 def _moments(family, responsibilities, weight, means, x):
@@ -705,17 +924,31 @@ def _moments(family, responsibilities, weight, means, x):
   )
 
 
+def _normalize(joint):
+  """Responsibilities `[K, B]` and log-densities `[B]` of a joint `[K, B]`."""
+  largest = joint.max(axis=0)
+  below = joint - largest[None]
+  density = jnp.where(below > -80, jnp.exp(below), 0)
+  total = density.sum(axis=0)
+  return density / total[None], largest + jnp.log(total)
+
+
 def _log_joint(params, precision, x):
   """`log w_k + log N(x_n; k)` as `[K, B]`."""
   family = FAMILIES[family_of(params)]
   white = family.whiten(precision, params.means, x)
-  num_features = x.shape[1]
-  log_norm = (
+  log_norm = _log_norm(params, x.shape[1])
+  return log_norm[:, None] - 0.5 * jnp.square(white).sum(axis=-1)
+
+
+def _log_norm(params, num_features):
+  """`log w_k` plus the logarithm of the density at the mean, `[K]`."""
+  family = FAMILIES[family_of(params)]
+  return (
     params.log_weights
     - family.log_det(params.scale_tril, num_features)
-    - 0.5 * num_features * jnp.log(2 * jnp.pi)
+    - 0.5 * num_features * math.log(2 * math.pi)
   )
-  return log_norm[:, None] - 0.5 * jnp.square(white).sum(axis=-1)
 
 
 def _log_joint_of(params, x, block_size):
@@ -772,6 +1005,15 @@ def _factor_with_repair(family, covariance, reg):
   return scale_tril, ridge > first
 
 
+def _means_and_covariance(family, moments):
+  """The means `[K, D]`, from where the moments are about, and covariances."""
+  shift = _per_count(moments.first, moments.counts)
+  counts, _, second = _recenter(family, moments, shift)
+  if second.shape[0] < counts.shape[0]:  # one for all
+    counts = counts.sum()[None]
+  return shift, _per_count(second, counts)
+
+
 def _per_count(total, counts):
   """Divides sums `[K, ...]` by counts `[K]`; 0 where nothing was counted."""
   return total / _along(jnp.where(counts > 0, counts, 1), total)
@@ -817,6 +1059,18 @@ def _differences(means, x):
 
 
 def _inverse_tril(scale_tril):
+  return _plain_or_lapack(_substitute, _solve_triangular, scale_tril)
+
+
+def _plain_or_lapack(plain, lapack, matrix):
+  """Factors small matrices `[K, D, D]` on a CPU without LAPACK, whose threads
+  would go on spinning and take the cores from what follows."""
+  if matrix.shape[-1] > _SMALL_MATRIX:
+    return lapack(matrix)
+  return lax.platform_dependent(matrix, cpu=plain, default=lapack)
+
+
+def _solve_triangular(scale_tril):
   eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
   return lax.linalg.triangular_solve(
     scale_tril,
@@ -824,6 +1078,34 @@ def _inverse_tril(scale_tril):
     left_side=True,
     lower=True,
   )
+
+
+def _substitute(scale_tril):
+  """The inverse of a lower triangle, row by row."""
+  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
+
+  def solve_row(i, inverse):
+    row = scale_tril[:, i]
+    known = jnp.einsum('kd,kde->ke', row, inverse, precision=PRECISION)
+    return inverse.at[:, i].set((eye[i][None] - known) / row[:, i][:, None])
+
+  zeros = jnp.zeros_like(scale_tril)
+  return lax.fori_loop(0, eye.shape[0], solve_row, zeros)
+
+
+def _cholesky(covariance):
+  """The Cholesky factor column by column; NaN from a negative pivot on."""
+  number = lax.iota(jnp.int32, covariance.shape[-1])
+
+  def solve_column(j, factor):
+    known = jnp.einsum('kde,ke->kd', factor, factor[:, j], precision=PRECISION)
+    column = covariance[:, :, j] - known
+    column = column / jnp.sqrt(column[:, j])[:, None]
+    column = jnp.where((number >= j)[None], column, 0)
+    return factor.at[:, :, j].set(column)
+
+  zeros = jnp.zeros_like(covariance)
+  return lax.fori_loop(0, covariance.shape[-1], solve_column, zeros)
 
 
 def _log_det_tril(scale_tril, num_features):
@@ -840,7 +1122,7 @@ def _factor_tril(covariance, ridge):
   num_features = covariance.shape[-1]
   eye = jnp.eye(num_features, dtype=covariance.dtype)
   covariance = covariance + ridge[:, None, None] * eye[None]
-  scale_tril = lax.linalg.cholesky(covariance)
+  scale_tril = _plain_or_lapack(_cholesky, lax.linalg.cholesky, covariance)
   pivots = jnp.square(jnp.diagonal(scale_tril, axis1=1, axis2=2)).min(axis=1)
   largest = jnp.diagonal(covariance, axis1=1, axis2=2).max(axis=1)
   sound = pivots > jnp.finfo(covariance.dtype).eps * largest
@@ -859,8 +1141,9 @@ def _full_scatter(responsibilities, weight, means, x):
   return jnp.einsum('kbd,kbe->kde', weighted, difference, precision=PRECISION)
 
 
-def _full_covariance(second, counts, shift):
-  return _per_count(second, counts) - shift[:, :, None] * shift[:, None, :]
+def _full_recenter(second, moved, shift):
+  explained = moved[:, :, None] * shift[:, None, :]
+  return second - explained - explained.swapaxes(1, 2)
 
 
 def _tied_whiten(precision, means, x):
@@ -885,9 +1168,35 @@ def _tied_scatter(responsibilities, weight, means, x):
   return (within + between)[None]
 
 
-def _tied_covariance(second, counts, shift):
-  moved = numerics.dot((shift * counts[:, None]).T, shift)
-  return (second - moved[None]) / counts.sum()
+def _tied_recenter(second, moved, shift):
+  explained = numerics.dot(moved.T, shift)
+  return second - (explained + explained.T)[None]
+
+
+def _tied_natural(precision, means):
+  return numerics.dot(numerics.dot(means, precision[0].T), precision[0])
+
+
+def _diag_center(precision, means):
+  """The mean of the means, weighted with their precisions."""
+  weight = jnp.square(precision)
+  return (weight * means).sum(axis=0) / weight.sum(axis=0)
+
+
+def _diag_natural(precision, means):
+  weight = jnp.square(precision)
+  return jnp.concatenate([weight * means, -0.5 * weight], axis=1)
+
+
+def _spherical_natural(precision, means):
+  weight = jnp.square(precision)
+  num_features = means.shape[1]
+  return jnp.concatenate([weight * means, -0.5 * num_features * weight], axis=1)
+
+
+def _spherical_statistics(x):
+  squares = jnp.square(x).mean(axis=1, keepdims=True)
+  return jnp.concatenate([x, squares], axis=1)
 
 
 def _diag_whiten(precision, means, x):
@@ -900,8 +1209,8 @@ def _diag_scatter(responsibilities, weight, means, x):
   return jnp.einsum('kb,kbd->kd', weighted, squares, precision=PRECISION)
 
 
-def _diag_covariance(second, counts, shift):
-  return _per_count(second, counts) - jnp.square(shift)
+def _diag_recenter(second, moved, shift):
+  return second - 2 * moved * shift
 
 
 def _spherical_scatter(responsibilities, weight, means, x):
@@ -909,9 +1218,8 @@ def _spherical_scatter(responsibilities, weight, means, x):
   return squares.mean(axis=1, keepdims=True)
 
 
-def _spherical_covariance(second, counts, shift):
-  moved = jnp.square(shift).mean(axis=1, keepdims=True)
-  return _per_count(second, counts) - moved
+def _spherical_recenter(second, moved, shift):
+  return second - 2 * (moved * shift).mean(axis=1, keepdims=True)
 
 
 def _diag_log_det(scale_tril, num_features):
@@ -935,7 +1243,7 @@ FAMILIES = {
     whiten=_full_whiten,
     color=_color_tril,
     scatter=_full_scatter,
-    covariance=_full_covariance,
+    recenter=_full_recenter,
     factor=_factor_tril,
   ),
   'tied': Family(
@@ -946,8 +1254,13 @@ FAMILIES = {
     whiten=_tied_whiten,
     color=_color_tril,
     scatter=_tied_scatter,
-    covariance=_tied_covariance,
+    recenter=_tied_recenter,
     factor=_factor_tril,
+    products=Products(
+      center=lambda precision, means: jnp.zeros_like(means[0]),
+      natural=_tied_natural,
+      statistics=lambda x: x,
+    ),
   ),
   'diag': Family(
     shape=lambda k, d: (k, d),
@@ -957,8 +1270,13 @@ FAMILIES = {
     whiten=_diag_whiten,
     color=lambda scale, noise: noise * scale[None],
     scatter=_diag_scatter,
-    covariance=_diag_covariance,
+    recenter=_diag_recenter,
     factor=_diag_factor,
+    products=Products(
+      center=_diag_center,
+      natural=_diag_natural,
+      statistics=lambda x: jnp.concatenate([x, jnp.square(x)], axis=1),
+    ),
   ),
   'spherical': Family(
     shape=lambda k, d: (k, 1),
@@ -968,7 +1286,12 @@ FAMILIES = {
     whiten=_diag_whiten,
     color=lambda scale, noise: noise * scale[None],
     scatter=_spherical_scatter,
-    covariance=_spherical_covariance,
+    recenter=_spherical_recenter,
     factor=_diag_factor,
+    products=Products(
+      center=_diag_center,
+      natural=_spherical_natural,
+      statistics=_spherical_statistics,
+    ),
   ),
 }

@@ -670,7 +670,7 @@ def _loosen(bounds, old, new):
   eps = jnp.finfo(new.dtype).eps
   drift = jnp.sqrt(jnp.square(new - old).sum(axis=2))
   number = lax.broadcasted_iota(jnp.int32, drift.shape, 1)
-  is_largest = number == jnp.argmax(drift, axis=1)[:, None]
+  is_largest = number == lax.argmax(drift, 1, jnp.int32)[:, None]
   second = jnp.where(is_largest, 0, drift).max(axis=1, keepdims=True)
   others = jnp.where(is_largest, second, drift.max(axis=1, keepdims=True))
 
@@ -729,10 +729,12 @@ def _sum_changes(changed, old, new, points, num_clusters, block_size):
   shape = new.shape[1], num_clusters
 
   def visit(total, rows, fresh):
-    members = numerics.members(new[rows].T, num_clusters)
-    members = members - numerics.members(old[rows].T, num_clusters)
     weight = jnp.where(fresh, points.sample_weight[rows], 0)
-    members = (members * weight[None]).astype(weight.dtype)
+    after, before = (
+      numerics.members(labels[rows].T, num_clusters, weight.dtype)
+      for labels in (new, old)
+    )
+    members = (after - before) * weight[None]
     part = (
       numerics.dot(members, points.frame.enter(points.x[rows])),
       members.sum(axis=1),

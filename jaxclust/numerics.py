@@ -202,7 +202,7 @@ def visit_rows(
 
   def body(i, carry):
     start = jnp.minimum(i * block_size, num_rows - block_size)
-    number = start + jnp.arange(block_size)
+    number = start + lax.iota(jnp.int32, block_size)
     fresh = (number >= i * block_size) & (number < rank[-1])
     return fn(carry, lax.dynamic_slice_in_dim(rows, start, block_size), fresh)
 
@@ -320,11 +320,11 @@ def nearest(squared: jax.Array) -> tuple[jax.Array, jax.Array]:
   return least, found.min(axis=1)
 
 
-def members(labels: jax.Array, num_clusters: int) -> jax.Array:
+def members(labels: jax.Array, num_clusters: int, dtype: Any) -> jax.Array:
   """Labels `[R, B]` as rows `[R K, B]` of 0 and 1; -1 is in no cluster."""
   number = lax.iota(jnp.int32, num_clusters)[None, :, None]
   inside = labels[:, None] == number
-  return inside.reshape(-1, labels.shape[1]).astype(jnp.float32)
+  return inside.reshape(-1, labels.shape[1]).astype(dtype)
 
 
 def squared_norms(x: jax.Array, frame: Frame, block_size: int) -> jax.Array:

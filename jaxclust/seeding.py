@@ -149,7 +149,7 @@ def parallel(
       x, weight, norms = block
       squared = numerics.squared_distances(frame.enter(x), centers, norms)
       _, label = numerics.nearest(squared[None])
-      members = numerics.members(label, rows.shape[0])
+      members = numerics.members(label, rows.shape[0], weight.dtype)
       return total + numerics.dot(members, jnp.where(fresh, weight, 0)), ()
 
     zeros = jnp.zeros(rows.shape[0], sample_weight.dtype)

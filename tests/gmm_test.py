@@ -249,6 +249,45 @@ def test_moments_keep_their_digits_far_from_the_frame(covariance):
     np.testing.assert_allclose(np.diag(found[k]), variance, rtol=2e-3)
 
 
+def by_products_and_by_differences(params, x, weight):
+  """Both forms of the E-step, `[moments, log-likelihood]` each."""
+  frame = numerics.find_frame(x, weight, len(x))
+  family = gmm.FAMILIES[gmm.family_of(params)]
+  precision = family.precision(params.scale_tril)
+  center = family.products.center(precision, params.means)
+  white = family.whiten(precision, params.means, center[None])
+  square = None
+  if gmm.family_of(params) == 'tied':
+    square = gmm.total_square(x, weight, frame)
+  rows = (x, weight, frame, 50)
+  products = gmm._e_step_by_products(
+    params, precision, center, (white**2).sum(axis=(1, 2)), square, *rows
+  )
+  return products, gmm._e_step_by_differences(params, precision, *rows)
+
+
+@pytest.mark.parametrize('covariance', ['tied', 'diag', 'spherical'])
+def test_products_and_differences_make_one_e_step(covariance):
+  x = jnp.asarray(clusters()[0])
+  weight = jnp.linspace(0, 1, len(x))
+  params = params_of(covariance, num_features=3)
+  products, differences = by_products_and_by_differences(params, x, weight)
+  chex.assert_trees_all_close(products, differences, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize('num_features', [1, 2, 9, 130])
+def test_factors_and_inverses_are_numpys(num_features):
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=(3, num_features, num_features + 5))
+  matrix = noise @ noise.swapaxes(1, 2) / num_features
+  factor = np.linalg.cholesky(matrix)
+  x = jnp.asarray(matrix, jnp.float32)
+  np.testing.assert_allclose(gmm._cholesky(x), factor, atol=1e-4)
+  found = gmm._inverse_tril(jnp.asarray(factor, jnp.float32))
+  np.testing.assert_allclose(found, np.linalg.inv(factor), atol=1e-3)
+  assert np.isnan(gmm._cholesky(-x)).any()
+
+
 # Laws
 
 
@@ -314,13 +353,79 @@ def test_whole_weights_are_repeated_rows(covariance):
   )
 
 
-def test_padding_does_not_change_the_fit():
+@pytest.mark.parametrize('padding', [77, 1e15])
+def test_padding_does_not_change_the_fit(padding):
   x, _ = clusters()
-  padded = np.concatenate([np.full((30, 3), 77, np.float32), x])
+  padded = np.concatenate([np.full((30, 3), padding, np.float32), x])
   weight = np.concatenate([np.zeros(30), np.full(len(x), 2.0)])
   plain = gmm.fit(KEY, x, num_components=3)
   result = gmm.fit(KEY, padded, num_components=3, sample_weight=weight)
   chex.assert_trees_all_close(result.params, plain.params, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_a_batch_of_all_points_is_a_step_of_em(covariance):
+  x, _ = clusters(apart=2.0)
+  state = gmm.start(KEY, x, num_components=3, covariance=covariance)
+  batch = gmm.update(state, x, decay=0.0)
+  step, _ = gmm.run(state, x, 1)
+  chex.assert_trees_all_close(batch.params, step.params, rtol=1e-4, atol=1e-4)
+  chex.assert_trees_all_close(batch.moments, step.moments, rtol=1e-3, atol=0.02)
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_moments_of_batches_add_up(covariance):
+  """Without forgetting, moments are those of both batches about new means."""
+  x, _ = clusters(apart=2.0)
+  state = gmm.start(
+    KEY, x[:200], num_components=3, covariance=covariance, init='random'
+  )
+  new = gmm.update(state, x[200:], decay=1.0)
+  one = jax.tree.map(lambda a: a[0], (state.params, new.params))
+  weight = jnp.ones(200)
+  rows = [(jnp.asarray(x[i : i + 200]), weight, state.frame) for i in (0, 200)]
+  old = gmm.responsibilities(one[0], state.frame.enter(rows[0][0])).T
+  family = gmm.FAMILIES[covariance]
+  before = gmm._moments(
+    family, old, weight, one[1].means, state.frame.enter(rows[0][0])
+  )
+  after, _ = gmm.e_step(one[1], *rows[1])
+  expected = jax.tree.map(jnp.add, before, after)
+  found = jax.tree.map(lambda a: a[0], new.moments)
+  chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_batches_find_what_all_points_show(covariance):
+  x, _ = clusters(num_points=6000)
+  state = gmm.start(KEY, x[:500], num_components=3, covariance=covariance)
+  for _ in range(3):
+    for begin in range(0, 6000, 500):
+      state = gmm.update(state, x[begin : begin + 500])
+  found = gmm.best(state).params
+  whole = gmm.fit(
+    KEY, x, num_components=3, covariance=covariance, init=found, tol=1e-5
+  )
+  gap = whole.log_likelihood - gmm.log_prob(found, x).mean()
+  assert -1e-4 < gap < 0.03
+
+
+def test_a_batch_of_nan_stops_a_run_and_keeps_it():
+  x, _ = clusters()
+  state = gmm.start(KEY, x, num_components=3)
+  broken = gmm.update(state, np.full_like(x[:20], np.nan))
+  assert broken.stop_reason[0] == StopReason.NONFINITE
+  chex.assert_trees_all_equal(broken.params, state.params)
+  again = gmm.update(broken, x[:20])
+  assert again.stop_reason[0] == StopReason.NONFINITE
+
+
+def test_strange_points_score_high():
+  x, _ = clusters()
+  params = gmm.fit(KEY, x, num_components=3).params
+  x[7] = 1000
+  assert gmm.outlier_score(params, x).argmax() == 7
 
 
 @pytest.mark.parametrize('covariance', FAMILIES)

@@ -292,7 +292,7 @@ class TransformationsTest(chex.TestCase):
     batched = jax.vmap(lambda x: fit(KEY, x, num_clusters=4))(x)
     for i in range(3):
       alone = fit(KEY, x[i], num_clusters=4)
-      np.testing.assert_allclose(batched.inertia[i], alone.inertia, rtol=1e-6)
+      np.testing.assert_allclose(batched.inertia[i], alone.inertia, rtol=1e-5)
       assert same_partition(
         kmeans.predict(batched.centers[i], x[i]),
         kmeans.predict(alone.centers, x[i]),
