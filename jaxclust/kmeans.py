@@ -136,6 +136,65 @@ def fit(
   return result
 
 
+def fit_minibatch(
+  key: jax.Array,
+  x: jax.Array,
+  *,
+  num_clusters: int,
+  batch_size: int = 1024,
+  num_restarts: int = 3,
+  init: Any = 'k-means++',
+  metric: str = 'euclidean',
+  num_batches: int = 100,
+  sample_weight: jax.Array | None = None,
+  block_size: int | None = None,
+) -> KMeansResult:
+  """Clusters points by steps on small random batches (Sculley 2010).
+
+  A step reads a batch in place of all rows; a last pass assigns them all. The
+  inertia ends a few percent above that of `fit`, in a fraction of its time. It
+  does not wait for convergence: `stop_reason` is MAX_STEPS.
+
+  Args:
+    key: as for `fit`; restarts see the same batches. Batches are rows drawn by
+      place, so that here the order of rows makes a difference.
+    x: `[N, D]` points.
+    num_clusters: K, at most N.
+    batch_size: B rows of a batch, drawn with replacement in proportion to their
+      weights.
+    num_restarts: and those not named, as for `fit`. Starts are drawn from a
+      sample of `max(3 B, 10 K)` rows.
+    num_batches: steps of each restart.
+
+  Returns:
+    The run of least finite inertia over all points.
+
+  Raises:
+    InputError: for input that cannot be clustered.
+  """
+  numerics.check_count('batch_size', batch_size)
+  numerics.check_count('num_batches', num_batches)
+  x, sample_weight = numerics.check_points(x, sample_weight)
+  options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
+  options |= {'init': init, 'metric': metric}
+  check_start(*x.shape, **options)
+  numerics.check_rows('num_clusters', num_clusters, sample_weight)
+  state = _start_from_sample(
+    key, x, sample_weight, max(3 * batch_size, 10 * num_clusters), options
+  )
+  return best(
+    _run_minibatch(
+      key,
+      state,
+      x,
+      sample_weight,
+      num_batches,
+      batch_size=batch_size,
+      block_size=block_size,
+    )
+  )
+
+
 def start(
   key: jax.Array,
   x: jax.Array,
@@ -533,6 +592,43 @@ def _start(
     )
     centers = frame.enter(x[rows])
   return _first_state(centers, points, block_size)
+
+
+def _start_from_sample(key, x, sample_weight, size, options):
+  """`start` on so many rows that stand for all."""
+  weight = sample_weight
+  if size < x.shape[0]:
+    rows = _draw_rows(jax.random.fold_in(key, 0), sample_weight, size)
+    x, weight = x[rows], jnp.ones_like(weight[:size])
+  state, _ = _begin(key, x, weight, block_size=None, **options)
+  return state
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _draw_rows(key, sample_weight, size):
+  """Indices `[size]` drawn with replacement in proportion to weights `[N]`."""
+  mass = jnp.cumsum(sample_weight)
+  draws = jax.random.uniform(key, (size,), mass.dtype, 0, mass[-1])
+  rows = jnp.searchsorted(mass, draws, side='right')
+  return jnp.minimum(rows, jnp.argmax(mass)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('batch_size', 'block_size'))
+def _run_minibatch(
+  key, state, x, sample_weight, num_batches, *, batch_size, block_size
+):
+  """Updates with random batches, then assigns all points."""
+
+  def body(step, state):
+    key_of_step = jax.random.fold_in(key, step + 1)
+    rows = _draw_rows(key_of_step, sample_weight, batch_size)
+    return update(state, x[rows], block_size=block_size)
+
+  state = lax.fori_loop(0, num_batches, body, state)
+  points = _points(x, sample_weight, state.frame, block_size)
+  last, _ = _first_state(state.centers, points, block_size)
+  last = last._replace(num_steps=state.num_steps)
+  return numerics.mark_out_of_steps(last, 0)
 
 
 def _first_state(centers, points, block_size):

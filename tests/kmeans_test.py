@@ -154,7 +154,131 @@ def test_float32_agrees_with_float64():
   np.testing.assert_allclose(single.centers, double.centers, rtol=1e-4)
 
 
+def test_distances_are_scikit_learns():
+  x, _ = blobs(spread=4.0)
+  x += 1000
+  centers = x[:7] + 0.5
+  found = kmeans.transform(centers, x, block_size=64)
+  chex.assert_shape(found, (300, 7))
+  exact = sklearn.metrics.pairwise.euclidean_distances(
+    x.astype(np.float64), centers.astype(np.float64)
+  )
+  np.testing.assert_allclose(found, exact, rtol=1e-4)
+  found = kmeans.transform(centers - 1000, x - 1000, metric='cosine')
+  exact = sklearn.metrics.pairwise.cosine_distances(x - 1000, centers - 1000)
+  np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+def test_cosine_clusters_end_at_the_directions_of_their_means():
+  x, _ = blobs(spread=4.0)
+  result = fit(KEY, x, num_clusters=4, metric='cosine', tol=0.0)
+  labels = kmeans.predict(result.centers, x, metric='cosine')
+  unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+  means = np.stack([unit[labels == k].mean(axis=0) for k in range(4)])
+  means /= np.linalg.norm(means, axis=1, keepdims=True)
+  np.testing.assert_allclose(result.centers, means, atol=1e-5)
+  cos = np.einsum('nd,nd->n', unit, means[labels])
+  np.testing.assert_allclose(result.inertia, 2 * (1 - cos).sum(), rtol=1e-4)
+  score = kmeans.score(result.centers, x, metric='cosine')
+  np.testing.assert_allclose(score, -result.inertia, rtol=1e-4)
+
+
+def test_many_seeds_in_two_rounds_are_as_good_as_one_by_one():
+  x, _ = blobs(num_points=2000, num_clusters=60, seed=1)
+  one_by_one, in_rounds = (
+    kmeans.start(KEY, x, num_clusters=60, init=init).inertia
+    for init in ('k-means++', 'k-means||')
+  )
+  assert in_rounds.mean() < 1.2 * one_by_one.mean()
+  assert len(set(in_rounds.tolist())) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('metric', kmeans.METRICS)
+def test_batches_end_near_the_inertia_of_all_points(metric):
+  x, _ = blobs(num_points=3000, num_clusters=8, spread=2.0)
+  options = {'num_clusters': 8, 'metric': metric}
+  whole = kmeans.fit(KEY, x, **options)
+  parts = kmeans.fit_minibatch(KEY, x, batch_size=128, **options)
+  assert whole.inertia * 0.999 < parts.inertia < whole.inertia * 1.05
+  chex.assert_shape(parts.inertias, (3,))
+  assert parts.counts.sum() == 3000
+  assert parts.num_steps == 100
+
+
 # Laws
+
+
+@pytest.mark.parametrize('metric', kmeans.METRICS)
+def test_bounds_change_nothing(metric):
+  x = np.asarray(jax.random.uniform(KEY, (1000, 3))) - 0.3
+  options = {'num_clusters': 20, 'num_restarts': 2, 'init': 'random'}
+  state = kmeans.start(KEY, x, metric=metric, **options)
+  bounded, history = kmeans.run(state, x, 15, tol=0.0)
+  step = jax.jit(kmeans.step)
+  for i in range(15):
+    state = step(state, x, tol=0.0)
+    np.testing.assert_allclose(history[i], state.inertia, rtol=1e-5)
+  chex.assert_trees_all_close(bounded.centers, state.centers, atol=1e-4)
+  np.testing.assert_array_equal(bounded.counts, state.counts)
+
+
+def test_a_batch_of_all_points_is_a_step():
+  x, _ = blobs(spread=4.0)
+  state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2)
+  one_step, _ = kmeans.run(state, x, 1)
+  batch = kmeans.update(state, x, decay=0.0)
+  chex.assert_trees_all_close(
+    batch._replace(stop_reason=0), one_step._replace(stop_reason=0), rtol=1e-4
+  )
+
+
+def test_batches_are_remembered_as_decay_says():
+  x, labels = blobs(spread=0.1)
+  state = kmeans.start(KEY, x[:100], num_clusters=4, num_restarts=1)
+  for decay in (1.0, 0.5):
+    new = kmeans.update(state, x[100:], decay=decay)
+    counts = decay * np.sort(np.bincount(labels[:100]))
+    assert new.counts.sum() == decay * 100 + 200
+    before = decay * 100 / (decay * 100 + 200)
+    assert before == pytest.approx(counts.sum() / new.counts.sum())
+  # Means of all points, once they have all been given.
+  state = kmeans.update(kmeans.update(state, x[100:]), x[:1], decay=1.0)
+  means = state.frame.leave(state.sums / state.counts[..., None])[0]
+  sizes = np.bincount(labels).astype(float)
+  sizes[labels[0]] += 1
+  np.testing.assert_allclose(np.sort(state.counts[0]), np.sort(sizes))
+  exact = np.stack([x[labels == k].mean(axis=0) for k in range(4)])
+  gaps = np.linalg.norm(exact[:, None] - means[None], axis=2).min(axis=1)
+  assert gaps.max() < 0.02
+
+
+def test_a_batch_of_nan_stops_a_run_and_keeps_it():
+  x, _ = blobs()
+  state = kmeans.start(KEY, x, num_clusters=4, num_restarts=1)
+  broken = kmeans.update(state, np.full_like(x[:9], np.nan))
+  assert broken.stop_reason[0] == StopReason.NONFINITE
+  chex.assert_trees_all_equal(broken.centers, state.centers)
+  again = kmeans.update(broken, x[:9])
+  assert again.stop_reason[0] == StopReason.NONFINITE
+
+
+def test_the_length_of_a_row_is_nothing_to_the_cosine():
+  x, _ = blobs(spread=4.0)
+  lengths = np.geomspace(1e-6, 1e6, len(x), dtype=np.float32)[:, None]
+  plain, scaled = (
+    fit(KEY, rows, num_clusters=4, metric='cosine', init=x[:4])
+    for rows in (x, x * lengths)
+  )
+  np.testing.assert_allclose(plain.centers, scaled.centers, atol=1e-5)
+
+
+def test_the_score_is_the_inertia():
+  x, _ = blobs(spread=4.0)
+  weight = np.linspace(0, 2, len(x))
+  result = fit(KEY, x, num_clusters=4, sample_weight=weight)
+  score = kmeans.score(result.centers, x, weight)
+  np.testing.assert_allclose(score, -result.inertia, rtol=1e-5)
 
 
 def test_the_inertia_never_rises():
@@ -198,13 +322,16 @@ def test_offset_and_scale_do_not_change_the_labels(offset, scale):
   assert agree == 1
 
 
-def test_permuted_rows_give_the_same_partition_and_numbers():
+@pytest.mark.parametrize('init', ['k-means++', 'k-means||', 'random'])
+def test_permuted_rows_give_the_same_partition_and_numbers(init):
   x = np.random.default_rng(0).uniform(size=(500, 4)).astype(np.float32)
   x = np.concatenate([x, x[:50]])  # with duplicates
-  labels = np.asarray(kmeans.predict(fit(KEY, x, num_clusters=6).centers, x))
+  labels = np.asarray(
+    kmeans.predict(fit(KEY, x, num_clusters=6, init=init).centers, x)
+  )
   for seed in range(3):
     order = np.random.default_rng(seed).permutation(len(x))
-    result = fit(KEY, x[order], num_clusters=6)
+    result = fit(KEY, x[order], num_clusters=6, init=init)
     np.testing.assert_array_equal(
       kmeans.predict(result.centers, x[order]), labels[order]
     )

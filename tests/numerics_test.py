@@ -21,6 +21,20 @@ def test_blocks_see_every_row_once_and_write_every_row():
     np.testing.assert_array_equal(doubled, 2 * rows)
 
 
+@pytest.mark.parametrize('share', [0, 0.3, 1])
+def test_visits_see_every_wanted_row_once(share):
+  wanted = np.random.default_rng(0).uniform(size=50) < share
+
+  def fn(seen, rows, fresh):
+    return seen.at[jnp.where(fresh, rows, 50)].add(1, mode='drop')
+
+  for block_size in (1, 7, 50, 99):
+    seen = numerics.visit_rows(
+      fn, jnp.zeros(50, jnp.int32), jnp.asarray(wanted), block_size
+    )
+    np.testing.assert_array_equal(seen, wanted)
+
+
 def test_blocks_keep_to_their_budget():
   assert numerics.block_rows(10, 784) == 10
   on_cpu = jax.default_backend() == 'cpu'
@@ -44,6 +58,15 @@ def test_a_frame_centers_and_scales_data_of_any_offset_and_scale():
       np.testing.assert_allclose(back, 0, atol=limit)
 
 
+def test_rows_of_any_length_enter_the_sphere():
+  x = jnp.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]])
+  sphere = numerics.Sphere(jnp.float32(0.5))
+  inside = sphere.enter(x)
+  np.testing.assert_allclose(inside[:3], [[1.2, 1.6]] * 3, rtol=1e-6)
+  np.testing.assert_array_equal(inside[3], [0, 0])
+  np.testing.assert_allclose(sphere.leave(inside[:1]), [[0.6, 0.8]], rtol=1e-6)
+
+
 def test_a_frame_weighs_its_rows():
   x = jnp.array([[0.0], [2.0], [1e6]])
   frame = numerics.find_frame(x, jnp.array([3.0, 1.0, 0.0]), 2)
@@ -64,6 +87,15 @@ def test_distances_are_those_of_differences_and_zero_to_oneself():
   exact = np.square(np.asarray(x)[:, None] - np.asarray(x)[None, :20])
   np.testing.assert_allclose(found, exact.sum(axis=-1), rtol=1e-5)
   np.testing.assert_array_equal(np.diagonal(found), np.zeros(20))
+
+
+def test_the_nearest_is_the_first_of_equals():
+  squared = jnp.array([[[3.0, 1.0], [2.0, 1.0], [2.0, 5.0]]])  # [R, K, B]
+  least, labels = numerics.nearest(squared)
+  np.testing.assert_array_equal(least, [[2, 1]])
+  np.testing.assert_array_equal(labels, [[1, 0]])
+  found = numerics.members(jnp.array([[1, -1]]), 2, jnp.float32)
+  np.testing.assert_array_equal(found, [[0, 0], [1, 0]])
 
 
 def test_the_best_is_the_smallest_finite_score():
