@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, config_flags
 def main(argv: Sequence[str]) -> int:
   """Runs the command line argv (with the program's name); returns a status.
 
-  0: done or already finished; 2: the input cannot be used; 3: the training
-  diverged.
+  0: done or already finished; 2: the input cannot be used; 3: the run cannot go
+  on (the training diverged, or a peer of a benchmark did something else).
   """
   try:
     config, workdir = _parse(argv)

@@ -26,12 +26,14 @@ from ml_collections import ConfigDict
 
 from jaxclust import (
   autoencoder,
+  benchmark,
   data,
   gmm,
   kmeans,
   metrics,
   numerics,
   report,
+  selection,
   training,
   workdir,
 )
@@ -83,11 +85,19 @@ CLUSTERERS = {
 }
 
 # Experiment -> whether images are encoded first, and the clusterer.
-EXPERIMENTS = {
+PIPELINES = {
   'kmeans': (False, 'kmeans'),
   'ae_kmeans': (True, 'kmeans'),
   'gmm': (True, 'gmm'),
 }
+
+
+class Experiment(NamedTuple):
+  """What runs between the data and the summary."""
+
+  check: Callable  # (config, dataset): of all options, before any compiling
+  run: Callable  # (config, dataset, path, seconds) -> the summary's own part
+  show: Callable  # (config, summary): the last thing that a person sees
 
 
 def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
@@ -103,7 +113,7 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
   Raises:
     InputError: for a config, data or a directory that cannot be used; nothing
       is written then.
-    RunError: if the training diverges.
+    RunError: if the training diverges, or a peer did not do the same.
   """
   _keep_freed_memory()
   seconds = {}
@@ -121,40 +131,22 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
         f'{config.experiment} on {dataset.name} '
         f'({len(dataset.images):,} images), {_device()}, in {path}'
       )
-      summary = _run(config, dataset, path, seconds)
+      experiment = EXPERIMENTS[config.experiment]
+      summary = _circumstances(config, dataset)
+      summary |= experiment.run(config, dataset, path, seconds)
+      summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
       summary['warnings'] = messages
       workdir.write_json(path, 'summary.json', summary)
-      report.closing_table(summary, config.get('reference', ConfigDict()))
+      experiment.show(config, summary)
   return path
 
 
-def _run(config, dataset, path, seconds):
-  """Fits, labels and scores; writes all but the summary, which it returns."""
-  encoded, name = EXPERIMENTS[config.experiment]
+def _run_pipeline(config, dataset, path, seconds):
+  """Fits, labels and scores; writes all but the summary."""
+  encoded, name = PIPELINES[config.experiment]
   clusterer = CLUSTERERS[name]
   key = jax.random.key(config.seed)
-  splits = {'train': dataset.images}
-  if dataset.test_images is not None:
-    splits['test'] = dataset.test_images
-  splits = {split: jnp.asarray(images) for split, images in splits.items()}
-  if encoded:
-    with _timed(seconds, 'autoencoder'):
-      model, params = _train_autoencoder(config, splits, key, path)
-    with _timed(seconds, 'encode'):
-      points = {
-        split: training.encode(
-          params, images, model=model, batch_size=config.training.batch_size
-        )
-        for split, images in splits.items()
-      }
-      if config.standardize:
-        points = _standardize(points)
-      jax.block_until_ready(points)
-  else:
-    points = {
-      split: training.as_pixels(images).reshape(len(images), -1)
-      for split, images in splits.items()
-    }
+  points = _points(config, dataset, encoded, path, seconds)
   options = config[name].to_dict()
   with _timed(seconds, name):
     result = _cluster(
@@ -170,11 +162,88 @@ def _run(config, dataset, path, seconds):
       split: np.asarray(clusterer.predict(result, x))
       for split, x in points.items()
     }
-    summary = _summary(config, dataset, clusterer, result, labels, points)
     num_groups = options[clusterer.groups]
     _write_results(dataset, path, result, labels, points, num_groups)
-  summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
-  return summary
+    return _scores(dataset, clusterer, result, labels, points, num_groups)
+
+
+def _run_sweep(config, dataset, path, seconds):
+  """Clusters into each number of clusters, then scores all at once."""
+  key = jax.random.key(config.seed)
+  x = _points(config, dataset, config.encode, path, seconds)['train']
+  counts = tuple(config.sweep.num_clusters)
+  workdir.rewind_log(path, 'sweep', 'num_clusters', 0)
+  records, labels = [], []
+  sweep = selection.sweep(
+    jax.random.fold_in(key, _CLUSTERS), x, **config.sweep.to_dict()
+  )
+  with _timed(seconds, 'sweep'), report.progress('sweep', len(counts)) as show:
+    for record in sweep:
+      labels.append(record.pop('labels'))
+      workdir.log(path, phase='sweep', **record)
+      records.append(record)
+      show(len(records), f'{record["num_clusters"]} clusters')
+  with _timed(seconds, 'silhouette'):
+    scores = selection.silhouette(x, jnp.stack(labels), counts)
+    for record, score in zip(records, scores.tolist(), strict=True):
+      record['silhouette'] = score if np.isfinite(score) else None
+  choices = selection.choose(records)
+  report.sweep_figure(path / 'figures' / 'sweep.png', records, choices)
+  return {'sweep': records, 'choices': choices}
+
+
+def _run_benchmark(config, dataset, path, seconds):
+  """Measures this code against its peers; writes benchmark.json."""
+  key = jax.random.key(config.seed)
+  x = _pixels(dataset.images)
+  options = config.benchmark.to_dict()
+  workdir.rewind_log(path, 'benchmark', 'row', 0)
+  rows = []
+  with (
+    _timed(seconds, 'benchmark'),
+    report.progress('benchmark', benchmark.num_rows(**options)) as show,
+  ):
+    records = benchmark.run(key, x, **options)
+    limits = next(records)
+    try:
+      for record in records:
+        rows.append(record)
+        workdir.log(path, phase='benchmark', row=len(rows), **record)
+        show(len(rows), record['name'])
+    except benchmark.MismatchError as error:
+      raise RunError(str(error)) from error
+  results = {'limits': limits, 'rows': rows}
+  workdir.write_json(path, 'benchmark.json', results | _device_and_versions())
+  report.benchmark_figure(path / 'figures' / 'benchmark.png', rows)
+  return results
+
+
+def _points(config, dataset, encoded, path, seconds):
+  """What is clustered: codes or pixels `[N, D]` of each split."""
+  splits = {'train': dataset.images}
+  if dataset.test_images is not None:
+    splits['test'] = dataset.test_images
+  if not encoded:
+    return {split: _pixels(images) for split, images in splits.items()}
+  key = jax.random.key(config.seed)
+  splits = {split: jnp.asarray(images) for split, images in splits.items()}
+  with _timed(seconds, 'autoencoder'):
+    model, params = _train_autoencoder(config, splits, key, path)
+  with _timed(seconds, 'encode'):
+    points = {
+      split: training.encode(
+        params, images, model=model, batch_size=config.training.batch_size
+      )
+      for split, images in splits.items()
+    }
+    if config.standardize:
+      points = _standardize(points)
+    return jax.block_until_ready(points)
+
+
+def _pixels(images):
+  images = jnp.asarray(images)
+  return training.as_pixels(images).reshape(len(images), -1)
 
 
 def _train_autoencoder(config, splits, key, path):
@@ -274,10 +343,10 @@ def _split(options):
   return ends | ridge, start
 
 
-def _summary(config, dataset, clusterer, result, labels, points):
-  num_groups = config[EXPERIMENTS[config.experiment][1]][clusterer.groups]
+def _circumstances(config, dataset):
+  """What was run, on what and with what."""
   test = dataset.test_images
-  summary = {
+  return {
     'experiment': config.experiment,
     'dataset': {
       'name': dataset.name,
@@ -286,7 +355,24 @@ def _summary(config, dataset, clusterer, result, labels, points):
       'image_shape': list(dataset.images.shape[1:]),
       'digest': data.digest(dataset),
     },
+    'seed': config.seed,
+    **_device_and_versions(),
   }
+
+
+def _device_and_versions():
+  return {
+    'device': _device(),
+    'versions': {
+      'python': sys.version.split()[0],
+      **{n: importlib.metadata.version(n) for n in ('jaxclust', *_VERSIONS)},
+    },
+  }
+
+
+def _scores(dataset, clusterer, result, labels, points, num_groups):
+  """Scores of each split that has labels, and of the fit."""
+  summary = {}
   classes = {'train': dataset.labels, 'test': dataset.test_labels}
   for split, found in labels.items():
     if classes[split] is not None:
@@ -298,15 +384,7 @@ def _summary(config, dataset, clusterer, result, labels, points):
   }
   if isinstance(result, gmm.GMMResult):
     fit['bic'] = float(gmm.bic(result.params, points['train']))
-  return summary | {
-    'fit': fit,
-    'seed': config.seed,
-    'device': _device(),
-    'versions': {
-      'python': sys.version.split()[0],
-      **{n: importlib.metadata.version(n) for n in ('jaxclust', *_VERSIONS)},
-    },
-  }
+  return summary | {'fit': fit}
 
 
 def _write_results(dataset, path, result, labels, points, num_groups):
@@ -357,19 +435,40 @@ def _check(config, dataset):
     raise InputError(
       f'config.seed is {config.seed}: it must be at least 0 and below 2**32'
     )
-  encoded, name = EXPERIMENTS[config.experiment]
-  for images in (dataset.images, dataset.test_images):
-    _check_images(images, encoded)
-  num_images, *shape = dataset.images.shape
-  num_features = int(np.prod(shape))
-  if encoded:
-    autoencoder.check_options(**config.autoencoder)
-    training.check_options(**config.training)
-    num_features = autoencoder.code_size(shape, config.autoencoder.features)
+  EXPERIMENTS[config.experiment].check(config, dataset)
+
+
+def _check_pipeline(config, dataset):
+  encoded, name = PIPELINES[config.experiment]
+  num_features = _check_points(config, dataset, encoded)
   run_options, start_options = _split(config[name].to_dict())
   module = CLUSTERERS[name].module
-  module.check_start(num_images, num_features, **start_options)
+  module.check_start(len(dataset.images), num_features, **start_options)
   module.check_steps(run_options['max_steps'], run_options['tol'])
+
+
+def _check_sweep(config, dataset):
+  num_features = _check_points(config, dataset, config.encode)
+  options = config.sweep.to_dict()
+  selection.check_options(len(dataset.images), num_features, **options)
+
+
+def _check_benchmark(config, dataset):
+  num_features = _check_points(config, dataset, False)
+  options = config.benchmark.to_dict()
+  benchmark.check_options(len(dataset.images), num_features, **options)
+
+
+def _check_points(config, dataset, encoded):
+  """Checks all that comes before clustering; returns D."""
+  for images in (dataset.images, dataset.test_images):
+    _check_images(images, encoded)
+  shape = dataset.images.shape[1:]
+  if not encoded:
+    return int(np.prod(shape))
+  autoencoder.check_options(**config.autoencoder)
+  training.check_options(**config.training)
+  return autoencoder.code_size(shape, config.autoencoder.features)
 
 
 def _check_images(images, encoded):
@@ -428,3 +527,28 @@ def _recorded_warnings() -> Iterator[list[str]]:
     warnings.simplefilter('always', UserWarning)
     warnings.showwarning = show
     yield messages
+
+
+def _show_scores(config, summary):
+  report.closing_table(summary, config.get('reference', ConfigDict()))
+
+
+_PIPELINE = Experiment(_check_pipeline, _run_pipeline, _show_scores)
+
+EXPERIMENTS = {
+  **dict.fromkeys(PIPELINES, _PIPELINE),
+  'sweep': Experiment(
+    _check_sweep,
+    _run_sweep,
+    lambda config, summary: report.sweep_table(
+      summary['sweep'], summary['choices']
+    ),
+  ),
+  'benchmark': Experiment(
+    _check_benchmark,
+    _run_benchmark,
+    lambda config, summary: report.benchmark_table(
+      summary['rows'], summary['limits']
+    ),
+  ),
+}

@@ -95,6 +95,123 @@ def _number(value):
   return '' if value is None else f'{value:.4f}'
 
 
+def sweep_table(records: Sequence[dict], choices: dict) -> None:
+  """Prints the criteria for each number of clusters, and marks the choices.
+
+  Args:
+    records: with 'num_clusters' and each criterion, None where it has no value.
+    choices: criterion -> number of clusters.
+  """
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  for title in ('clusters', *choices):
+    table.add_column(title, justify='right')
+  for record in records:
+    count = record['num_clusters']
+    table.add_row(
+      str(count),
+      *(
+        ('' if record[name] is None else f'{record[name]:.6g}')
+        + ('*' if count == choice else ' ')
+        for name, choice in choices.items()
+      ),
+    )
+  rich.console.Console().print(table)
+  say('* the choice of the criterion')
+
+
+def sweep_figure(
+  path: pathlib.Path, records: Sequence[dict], choices: dict
+) -> None:
+  """Draws each criterion over the number of clusters, with its choice."""
+  figure = Figure(figsize=(3.2 * len(choices), 3), layout='constrained')
+  records = sorted(records, key=lambda record: record['num_clusters'])
+  for axes, (name, choice) in zip(
+    figure.subplots(1, len(choices)), choices.items(), strict=True
+  ):
+    points = [
+      (r['num_clusters'], r[name]) for r in records if r[name] is not None
+    ]
+    if points:
+      axes.plot(*zip(*points, strict=True), marker='o', markersize=4)
+    if choice is not None:
+      axes.axvline(choice, color='0.6', linestyle='--', zorder=0)
+    axes.set_title(name if choice is None else f'{name}: {choice}')
+    axes.set_xlabel('clusters')
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
+  """Prints seconds and ratios of the rows that `benchmark.run` yields."""
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  table.add_column('')
+  for title in ('', 'median', 'least to largest', 'ratio', 'least to largest'):
+    table.add_column(title, justify='right')
+  for row in rows:
+    for i, (name, seconds) in enumerate(row['seconds'].items()):
+      ratio = row['ratio'].get(name)
+      table.add_row(
+        row['name'] if i == 0 else '',
+        name,
+        _seconds(row['median'][name]),
+        f'{_seconds(min(seconds))} to {_seconds(max(seconds))}',
+        '' if ratio is None else f'{ratio["median"]:.2f}',
+        ''
+        if ratio is None
+        else f'{ratio["least"]:.2f} to {ratio["largest"]:.2f}',
+      )
+    table.add_row(
+      '',
+      'limit',
+      _seconds(row['limit']),
+      '',
+      f'{row["share_of_limit"]:.2f}',
+      '',
+    )
+  rich.console.Console(width=128).print(table)
+  say(
+    'ratio: the seconds of the row over those of the first; limit: the plain '
+    f'algorithm at {limits["operations_per_second"] / 1e9:.0f} GFLOP/s and '
+    f'{limits["bytes_per_second"] / 1e9:.1f} GB/s, as measured here'
+  )
+
+
+def _seconds(value):
+  return f'{value:.3g} s' if value >= 0.1 else f'{1e3 * value:.3g} ms'
+
+
+def benchmark_figure(path: pathlib.Path, rows: Sequence[dict]) -> None:
+  """Draws how many times as long each peer takes, with the spread of rounds."""
+  names = list(dict.fromkeys(name for row in rows for name in row['ratio']))
+  figure = Figure(figsize=(9, 1.2 + 0.7 * len(rows)), layout='constrained')
+  axes = figure.add_subplot()
+  height = 0.8 / max(len(names), 1)
+  for i, name in enumerate(names):
+    found = [
+      (place + (i - (len(names) - 1) / 2) * height, row['ratio'][name])
+      for place, row in enumerate(rows)
+      if name in row['ratio']
+    ]
+    places = [place for place, _ in found]
+    medians = np.array([ratio['median'] for _, ratio in found])
+    ends = [[r['least'], r['largest']] for _, r in found]
+    spread = np.abs(np.array(ends).T - medians[None])
+    options = {'left': 1, 'xerr': spread, 'label': name}
+    bars = axes.barh(places, medians - 1, height, **options)
+    axes.bar_label(bars, [f'{m:.1f}' for m in medians], padding=6, fontsize=8)
+  axes.axvline(1, color='black', linewidth=1)
+  axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+  axes.invert_yaxis()
+  axes.set_xscale('log')
+  axes.xaxis.set_major_formatter('{x:g}')
+  axes.set_xlabel('seconds of the peer over those of jaxclust')
+  axes.margins(x=0.15)
+  if names:
+    axes.legend()
+  _save(figure, path)
+
+
 def loss_curve(path: pathlib.Path, records: Sequence[dict]) -> None:
   """Draws training and validation loss of each epoch into a PNG."""
   figure = Figure(figsize=(7, 4), layout='constrained')

@@ -21,6 +21,8 @@ LAYERS = [
   {'metrics', 'data', 'layers', 'workdir', 'seeding'},
   {'kmeans', 'autoencoder', 'report'},
   {'gmm', 'training'},
+  {'peers', 'selection'},
+  {'benchmark'},
   {'experiments'},
 ]
 

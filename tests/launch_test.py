@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import launch
-from jaxclust import experiments, workdir
+from jaxclust import benchmark, experiments, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -21,6 +21,21 @@ SMALL = {
     '--config.training.num_epochs=2',
   ],
   'gmm': ['--config.gmm.num_restarts=1', '--config.training.num_epochs=2'],
+}
+PIPELINES = list(SMALL)
+SMALL |= {
+  'sweep': [
+    '--config.sweep.num_clusters=(1, 3, 2)',
+    '--config.sweep.num_restarts=2',
+    '--config.training.num_epochs=2',
+  ],
+  'benchmark': [
+    '--config.benchmark.num_restarts=2',
+    "--config.benchmark.covariances=('tied',)",
+    '--config.benchmark.dims=(8,)',
+    '--config.benchmark.rounds=2',
+    '--config.benchmark.limit_size=64',
+  ],
 }
 
 
@@ -42,7 +57,7 @@ def test_every_config_is_run_here():
   assert {p.stem for p in (ROOT / 'configs').glob('*.py')} == set(SMALL)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', PIPELINES)
 def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
   assert run(name, tmp_path, *SMALL[name]) == 0
   lines = capfd.readouterr().out.splitlines()
@@ -82,6 +97,53 @@ def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
   assert [r for r in records if r['phase'] == clusterer]
   config = read(tmp_path, 'config.json')
   assert config['data']['name'] == 'digits'
+
+
+@pytest.mark.slow
+def test_a_sweep_tells_what_each_criterion_chooses(tmp_path, capfd):
+  assert run('sweep', tmp_path, *SMALL['sweep']) == 0
+  out = capfd.readouterr().out
+  assert '* the choice of the criterion' in out
+  summary = read(tmp_path)
+  assert [r['num_clusters'] for r in summary['sweep']] == [1, 3, 2]
+  alone, *others = summary['sweep']
+  assert alone['silhouette'] is None
+  assert alone['stability'] is None
+  for record in others:
+    assert 0 < record['silhouette'] < 1
+    assert -0.5 < record['stability'] <= 1
+    assert record['bic'] > record['aic']
+    assert record['inertia'] < alone['inertia']
+  assert set(summary['choices'].values()) <= {1, 2, 3}
+  assert (tmp_path / 'figures' / 'sweep.png').stat().st_size > 10_000
+  records = workdir.read_log(tmp_path, 'sweep')
+  assert [r['num_clusters'] for r in records] == [1, 3, 2]
+
+
+@pytest.mark.slow
+def test_a_benchmark_writes_what_it_measured(tmp_path, capfd):
+  assert run('benchmark', tmp_path, *SMALL['benchmark']) == 0
+  assert 'scikit-learn' in capfd.readouterr().out
+  results = read(tmp_path, 'benchmark.json')
+  assert results['versions'] == read(tmp_path)['versions']
+  assert results['limits']['operations_per_second'] > 1e6
+  assert len(results['rows']) == 4
+  for row in results['rows']:
+    assert row['objective']['jaxclust'] != 0
+    ratio = row['ratio']['scikit-learn']
+    assert 0 < ratio['least'] <= ratio['largest']
+    assert all(len(seconds) == 2 for seconds in row['seconds'].values())
+  assert (tmp_path / 'figures' / 'benchmark.png').stat().st_size > 10_000
+
+
+def test_a_benchmark_of_different_results_ends(tmp_path, capfd, monkeypatch):
+  def measure(contest, rounds, limits):
+    raise benchmark.MismatchError('the row: the peer ended elsewhere')
+
+  monkeypatch.setattr(benchmark, 'measure', measure)
+  assert run('benchmark', tmp_path, *SMALL['benchmark']) == 3
+  error = capfd.readouterr().err
+  assert error == 'error: the row: the peer ended elsewhere\n'
 
 
 def test_a_finished_run_is_left_alone(tmp_path, capfd):

@@ -1,0 +1,38 @@
+"""How many clusters? Five criteria over a range of numbers, without labels.
+
+python launch.py --config=configs/sweep.py
+python launch.py --config=configs/sweep.py:digits
+python launch.py --config=configs/sweep.py --config.encode=False
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
+  config = ConfigDict()
+  config.experiment = 'sweep'
+  config.seed = 0
+  config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
+  config.encode = True  # by an autoencoder; False for pixels
+  config.autoencoder = ConfigDict({'features': (16, 8, 8)})
+  config.training = ConfigDict(
+    {'num_epochs': 50, 'batch_size': 256, 'learning_rate': 1e-3}
+  )
+  config.standardize = False  # divide each number of the code by its spread
+  config.sweep = ConfigDict(
+    {
+      'num_clusters': (2, 4, 6, 8, 9, 10, 11, 12, 14, 16, 20),
+      'num_restarts': 10,
+      'covariance': 'full',
+      'reg': 1e-2,
+    }
+  )
+  if variant == 'digits':
+    config.autoencoder.features = (16, 8)
+    config.training.num_epochs = 100
+    config.training.batch_size = 64
+  elif variant != 'fashion_mnist':
+    raise ValueError(
+      f'the variant is {variant!r}: it must be fashion_mnist or digits'
+    )
+  return config

@@ -1,0 +1,241 @@
+"""The libraries that the benchmark compares with, behind one face.
+
+A peer is a table of tasks; each is prepared with its data. Seedings and fits
+of k-means return centers `[R, K, D]`, steps of EM a function that tells the
+mean log-likelihood. A library is imported when it is asked for.
+
+Axes: N points, D features, K clusters or components, R restarts.
+"""
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxclust import gmm
+from jaxclust.gmm import GMMParams
+
+
+class Task(NamedTuple):
+  """Work to be timed."""
+
+  run: Callable[[], Any]  # ends when the work has ended
+  num_parts: int = 1  # of equal work, to divide the time by
+
+
+# Peer -> the module to import.
+_MODULES = {'scikit-learn': 'sklearn', 'faiss': 'faiss', 'torch': 'torch'}
+
+
+def installed() -> dict[str, dict[str, Callable]]:
+  """The tasks of each peer that can be compared with on this machine: on an
+  accelerator only of the one that uses it too."""
+  names = _MODULES if jax.default_backend() == 'cpu' else ['torch']
+  return {
+    name: _TASKS[name]
+    for name in names
+    if importlib.util.find_spec(_MODULES[name])
+  }
+
+
+def _sklearn_seeding(x, num_clusters, num_restarts):
+  from sklearn.cluster import kmeans_plusplus
+
+  def seed(restart):
+    return kmeans_plusplus(x, num_clusters, random_state=restart)[0]
+
+  return Task(lambda: np.stack([seed(r) for r in range(num_restarts)]))
+
+
+def _sklearn_kmeans(x, starts, max_steps, tol, num_steps):
+  from sklearn.cluster import KMeans
+
+  del num_steps
+  options = {'max_iter': max_steps, 'tol': tol, 'n_init': 1}
+
+  def fit(start):
+    return KMeans(len(start), init=start, **options).fit(x).cluster_centers_
+
+  return Task(_quietly(lambda: np.stack([fit(start) for start in starts])))
+
+
+def _faiss_kmeans(x, starts, max_steps, tol, num_steps):
+  """faiss does not stop by itself: it makes the steps that were needed."""
+  import faiss
+
+  del max_steps, tol
+
+  def fit(start, count):
+    fitted = faiss.Kmeans(
+      x.shape[1],
+      len(start),
+      niter=int(count),
+      max_points_per_centroid=len(x),
+      min_points_per_centroid=1,
+    )
+    fitted.train(x, init_centroids=start)
+    return fitted.centroids
+
+  def run():
+    return np.stack([fit(*s) for s in zip(starts, num_steps, strict=True)])
+
+  return Task(run)
+
+
+def _sklearn_em(x, params, reg, num_steps):
+  """Beside its steps, it makes an M-step before them and an E-step after."""
+  from sklearn.mixture import GaussianMixture
+
+  weights, means, precisions = _natural(params)
+  mixture = GaussianMixture(
+    len(means),
+    covariance_type=gmm.family_of(params),
+    weights_init=weights,
+    means_init=means,
+    precisions_init=precisions,
+    init_params='random_from_data',
+    reg_covar=reg,
+    max_iter=num_steps,
+    tol=0,
+  )
+
+  def run():
+    fitted = mixture.fit(x)
+    return lambda: float(fitted.score(x))
+
+  return Task(_quietly(run), num_steps + 1)
+
+
+def _quietly(run):
+  """Without the warning that steps have run out, which is what is asked for."""
+
+  def quiet():
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      return run()
+
+  return quiet
+
+
+def _natural(params: GMMParams):
+  """Weights, means and precisions in the shapes of scikit-learn."""
+  family = gmm.family_of(params)
+  scale = np.asarray(params.scale_tril, np.float64)
+  if family in ('full', 'tied'):
+    inverse = np.linalg.inv(scale)
+    precisions = inverse.swapaxes(1, 2) @ inverse
+  else:
+    precisions = 1 / scale**2
+  if family == 'tied':
+    precisions = precisions[0]
+  elif family == 'spherical':
+    precisions = precisions[:, 0]
+  weights = np.exp(np.asarray(params.log_weights, np.float64))
+  return weights / weights.sum(), np.asarray(params.means), precisions
+
+
+def _to_torch(*arrays):
+  """Arrays as tensors on the accelerator, or on the CPU where JAX is there."""
+  import torch
+
+  device = 'cpu' if jax.default_backend() == 'cpu' else 'cuda'
+  return [torch.tensor(np.asarray(a), device=device) for a in arrays]
+
+
+def _torch_kmeans(x, starts, max_steps, tol, num_steps):
+  """Lloyd's algorithm as one writes it, for the steps that were needed."""
+  import torch
+
+  del max_steps, tol
+  x, starts = _to_torch(x, starts)
+
+  def fit(centers, count):
+    ones = torch.ones(len(x), device=x.device)
+    for _ in range(int(count)):
+      lengths = centers.square().sum(1)
+      labels = (lengths - 2 * x @ centers.T).argmin(1)
+      sums = torch.zeros_like(centers).index_add_(0, labels, x)
+      counts = torch.zeros(len(centers), device=x.device)
+      counts = counts.index_add_(0, labels, ones)[:, None]
+      centers = torch.where(counts > 0, sums / counts, centers)
+    return centers
+
+  def run():
+    fits = [fit(*s) for s in zip(starts, num_steps, strict=True)]
+    return torch.stack(fits).cpu().numpy()
+
+  return Task(run)
+
+
+def _torch_em(x, params, reg, num_steps):
+  """EM as one writes it: products over all points, differences from no mean."""
+  import torch
+
+  family = gmm.family_of(params)
+  x, log_weights, means, scale = _to_torch(x, *params)
+  num_features = x.shape[1]
+  eye = torch.eye(num_features, device=x.device)
+  squares = x.square()
+
+  def e_step(log_weights, means, scale):
+    if family in ('full', 'tied'):
+      inverse = torch.linalg.solve_triangular(scale, eye, upper=False)
+      white = x @ inverse.mT - means[:, None] @ inverse.mT
+      squared = white.square().sum(2).T
+      log_det = scale.diagonal(dim1=1, dim2=2).log().sum(1)
+    else:
+      weight = scale.expand(means.shape) ** -2
+      squared = squares @ weight.T - 2 * x @ (weight * means).T
+      squared = squared + (weight * means.square()).sum(1)
+      log_det = scale.log().mean(1) * num_features
+    norm = log_weights - log_det - 0.5 * num_features * math.log(2 * math.pi)
+    joint = norm - 0.5 * squared
+    log_prob = joint.logsumexp(1)
+    return (joint - log_prob[:, None]).exp(), log_prob.mean()
+
+  def m_step(shares):
+    counts = shares.sum(0)
+    means = shares.T @ x / counts[:, None]
+    if family == 'full':
+      scatter = torch.stack([(x * r[:, None]).T @ x for r in shares.T])
+      covariance = scatter / counts[:, None, None]
+      covariance = covariance - means[:, :, None] * means[:, None]
+    elif family == 'tied':
+      covariance = (x.T @ x - (means * counts[:, None]).T @ means)[None] / len(
+        x
+      )
+    else:
+      covariance = shares.T @ squares / counts[:, None] - means.square()
+    if family == 'spherical':
+      covariance = covariance.mean(1, keepdim=True)
+    if family in ('full', 'tied'):
+      scale = torch.linalg.cholesky(covariance + reg * eye)
+    else:
+      scale = (covariance + reg).sqrt()
+    return (counts / len(x)).log(), means, scale
+
+  def run():
+    current = log_weights, means, scale
+    for _ in range(num_steps):
+      shares, _ = e_step(*current)
+      current = m_step(shares)
+    if x.is_cuda:
+      torch.cuda.synchronize()
+    return lambda: float(e_step(*current)[1])
+
+  return Task(run, num_steps)
+
+
+_TASKS = {
+  'scikit-learn': {
+    'seeding': _sklearn_seeding,
+    'kmeans': _sklearn_kmeans,
+    'em': _sklearn_em,
+  },
+  'faiss': {'kmeans': _faiss_kmeans},
+  'torch': {'kmeans': _torch_kmeans, 'em': _torch_em},
+}

@@ -1,0 +1,96 @@
+"""The benchmark: what it measures, and that all contestants did the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclust import benchmark, gmm, peers
+from jaxclust.benchmark import OURS, Contest, Limits, MismatchError
+from jaxclust.numerics import InputError
+from jaxclust.peers import Task
+
+OPTIONS = {
+  'num_clusters': 4,
+  'num_restarts': 2,
+  'many_clusters': 6,
+  'many_steps': 5,
+  'num_components': 3,
+  'covariances': tuple(gmm.FAMILIES),
+  'dims': (4, 4, 4, 4),
+  'em_steps': 3,
+  'rounds': 2,
+  'limit_size': 32,
+}
+
+
+@pytest.mark.slow
+def test_every_installed_peer_does_the_same(monkeypatch):
+  monkeypatch.setattr(benchmark, '_PAUSE', 0)
+  x = jax.random.normal(jax.random.key(0), (300, 6))
+  x = x + 3 * jnp.sign(x)
+  limits, *rows = benchmark.run(jax.random.key(0), x, **OPTIONS)
+  assert min(limits.values()) > 0
+  assert len(rows) == benchmark.num_rows(**OPTIONS) == 7
+  seeding, *_, last = rows
+  assert set(seeding['ratio']) == set(peers.installed()) & {'scikit-learn'}
+  assert set(last['ratio']) == set(peers.installed()) - {'faiss'}
+  for row in rows[1:]:
+    ours = row['objective'][OURS]
+    for objective in row['objective'].values():
+      assert objective == pytest.approx(ours, rel=1e-3)
+
+
+def contest(theirs, objective=float):
+  return Contest(
+    name='a row',
+    tasks={OURS: Task(lambda: 2.0), 'peer': theirs},
+    objective=objective,
+    tolerance=1e-2,
+    operations=1.0,
+    numbers=1.0,
+  )
+
+
+def test_seconds_are_those_of_the_parts_of_a_task(monkeypatch):
+  clock = {'now': 0.0}
+
+  def peer():
+    clock['now'] += 12
+    return 2.0
+
+  def ours():
+    clock['now'] += 2
+    return 2.0
+
+  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: clock['now'])
+  monkeypatch.setattr(benchmark.time, 'sleep', lambda seconds: None)
+  row = contest(Task(peer, 4))
+  row = row._replace(tasks=row.tasks | {OURS: Task(ours, 2)})
+  found = benchmark.measure(row, 3, Limits(2.0, 1.0))
+  assert found['seconds'] == {OURS: [1.0] * 3, 'peer': [3.0] * 3}
+  assert found['ratio']['peer'] == {'median': 3, 'least': 3, 'largest': 3}
+  assert found['limit'] == 4  # bytes of a number, at one a second
+  assert found['share_of_limit'] == 4
+
+
+@pytest.mark.parametrize('other', [2.1, np.nan])
+def test_another_objective_ends_the_measurement(other):
+  with pytest.raises(MismatchError, match='a row: peer ended at'):
+    benchmark.measure(contest(Task(lambda: other)), 1, Limits(1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'rounds': 0}, 'rounds is 0'),
+    ({'many_clusters': 99}, '99 clusters are asked for'),
+    ({'covariances': ('full',)}, 'one for each of the 4 dims'),
+    ({'covariances': ('full', 'tied', 'diag', 'round')}, 'covariances are'),
+    ({'dims': (4, 4, 4, 9)}, 'dims reach 9'),
+    ({'dims': (4, 4, 4, 0)}, r'dims\[3\] is 0'),
+  ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+  with pytest.raises(InputError, match=message):
+    benchmark.check_options(50, 6, **(OPTIONS | options))

@@ -1,0 +1,123 @@
+"""Choosing the number of clusters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+import sklearn.metrics
+
+from jaxclust import selection
+from jaxclust.numerics import InputError
+
+KEY = jax.random.key(0)
+
+
+def blobs(num_points=400, spread=1.0):
+  """Five clusters in the corners of a simplex, equally far from each other."""
+  x, labels = sklearn.datasets.make_blobs(
+    num_points, centers=20 * np.eye(5), cluster_std=spread, random_state=3
+  )
+  return x.astype(np.float32), labels
+
+
+def test_two_pairs_by_hand():
+  x = jnp.array([[0.0], [1.0], [10.0], [11.0]])
+  labels = jnp.array([[0, 0, 1, 1]])
+  # Own 1; others 10.5 for the outer points and 9.5 for the inner ones.
+  expected = (9.5 / 10.5 + 8.5 / 9.5) / 2
+  found = selection.silhouette(x, labels, [2])
+  np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize('offset', [0.0, 1e4])
+def test_silhouettes_are_scikit_learns(offset, monkeypatch):
+  monkeypatch.setattr(selection, '_CPU_TILE', 128)
+  monkeypatch.setattr(selection, '_ACCELERATOR_TILE', 128)
+  x, labels = blobs(spread=4.0)
+  x = x + np.float32(offset)
+  rng = np.random.default_rng(0)
+  alone = np.where(np.arange(400) == 7, 5, labels)
+  labelings = np.stack([labels, rng.integers(0, 9, 400), alone])
+  found = selection.silhouette(x, labelings, [5, 9, 6])
+  exact = [
+    sklearn.metrics.silhouette_score(x.astype(np.float64), one)
+    for one in labelings
+  ]
+  np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+def test_an_empty_cluster_is_none_and_one_cluster_has_no_silhouette():
+  x, labels = blobs()
+  two = np.stack([labels, np.zeros_like(labels)])
+  more, one = selection.silhouette(x, two, [8, 1])
+  np.testing.assert_allclose(
+    more, sklearn.metrics.silhouette_score(x, labels), rtol=1e-4
+  )
+  assert np.isnan(one)
+
+
+def test_equal_labelings_are_stable():
+  labels = np.array([0, 0, 1, 1, 2, 2])
+  assert selection.stability([labels, 2 - labels, labels]) == 1
+  assert selection.stability([labels, labels[[0, 2, 4, 1, 3, 5]]]) < 0.1
+
+
+@pytest.mark.slow
+def test_each_criterion_finds_five_far_blobs():
+  x, _ = blobs()
+  counts = [8, 2, 4, 5, 6]
+  records = list(
+    selection.sweep(
+      KEY, x, num_clusters=counts, num_restarts=4, covariance='spherical'
+    )
+  )
+  assert [r['num_clusters'] for r in records] == counts
+  labels = np.stack([r['labels'] for r in records])
+  scores = selection.silhouette(x, labels, counts)
+  for record, score in zip(records, scores, strict=True):
+    record['silhouette'] = float(score)
+  choices = selection.choose(records)
+  assert choices.pop('stability') in (2, 3, 4, 5)  # few blobs are stable too
+  assert choices.pop('aic') in (5, 6)  # it is known to take too many
+  assert choices == dict.fromkeys(('inertia', 'silhouette', 'bic'), 5)
+
+
+def test_the_elbow_is_where_the_curve_bends_most():
+  inertia = {1: 100, 2: 50, 3: 10, 4: 8, 5: 7}
+  records = [
+    {'num_clusters': k, 'inertia': v, 'silhouette': None, 'stability': None}
+    | {'bic': -v, 'aic': float('nan')}
+    for k, v in inertia.items()
+  ]
+  assert selection.choose(records[::-1]) == {
+    'inertia': 3,
+    'silhouette': None,
+    'stability': None,
+    'bic': 1,
+    'aic': None,
+  }
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_clusters': ()}, 'num_clusters is'),
+    ({'num_clusters': (2, 2)}, 'different numbers'),
+    ({'num_clusters': (2, 99)}, 'num_clusters is 99'),
+    ({'num_clusters': (0,)}, 'num_clusters is 0'),
+    ({'num_restarts': 1}, 'num_restarts is 1'),
+    ({'covariance': 'round'}, 'covariance is'),
+    ({'reg': -1.0}, 'reg is'),
+  ],
+)
+def test_options_that_cannot_be_used_are_named(options, message):
+  x = np.zeros((9, 2), np.float32)
+  defaults = {'num_clusters': (2,)}
+  with pytest.raises(InputError, match=message):
+    next(selection.sweep(KEY, x, **(defaults | options)))
+
+
+def test_labels_must_fit_the_points():
+  with pytest.raises(InputError, match=r'labels have shape \(1, 3\)'):
+    selection.silhouette(jnp.zeros((4, 2)), np.zeros((1, 3), int), [1])
