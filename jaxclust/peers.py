@@ -172,7 +172,7 @@ def _torch_kmeans(x, starts, max_steps, tol, num_steps):
 
 
 def _torch_em(x, params, reg, num_steps):
-  """EM as one writes it: products over all points, differences from no mean."""
+  """EM as one writes it, over all points at once."""
   import torch
 
   family = gmm.family_of(params)
@@ -201,9 +201,10 @@ def _torch_em(x, params, reg, num_steps):
     counts = shares.sum(0)
     means = shares.T @ x / counts[:, None]
     if family == 'full':
-      scatter = torch.stack([(x * r[:, None]).T @ x for r in shares.T])
-      covariance = scatter / counts[:, None, None]
-      covariance = covariance - means[:, :, None] * means[:, None]
+      apart = [x - mean for mean in means]
+      weighted = [d * r[:, None] for d, r in zip(apart, shares.T, strict=True)]
+      scatter = [w.T @ d for w, d in zip(weighted, apart, strict=True)]
+      covariance = torch.stack(scatter) / counts[:, None, None]
     elif family == 'tied':
       covariance = (x.T @ x - (means * counts[:, None]).T @ means)[None] / len(
         x

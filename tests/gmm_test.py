@@ -306,7 +306,9 @@ def test_the_likelihood_never_falls(covariance):
 
 
 @pytest.mark.parametrize('covariance', FAMILIES)
-@pytest.mark.parametrize(('offset', 'scale'), [(1e4, 1.0), (0, 1e6), (0, 1e-6)])
+@pytest.mark.parametrize(
+  ('offset', 'scale'), [(1e4, 1.0), (1e5, 1.0), (0, 1e6), (0, 1e-6)]
+)
 def test_offset_and_scale_only_shift_the_likelihood(covariance, offset, scale):
   x, _ = clusters()
   moved = (x + np.float32(offset)) * np.float32(scale)

@@ -223,6 +223,27 @@ def test_bounds_change_nothing(metric):
   np.testing.assert_array_equal(bounded.counts, state.counts)
 
 
+def test_runs_in_turn_are_runs_side_by_side():
+  """On a CPU large data take another path than small ones."""
+  x, _ = blobs(spread=4.0)
+  state = kmeans.start(KEY, x, num_clusters=7, num_restarts=3)
+  points = kmeans._points(x, None, state.frame, 64)
+  advance = functools.partial(
+    kmeans._advance, points=points, tol=1e-4, block_size=64
+  )
+  bounds = kmeans._no_bounds(state, len(x))
+  limit = jnp.array([300, 300, 2])
+  together, in_turn = (
+    jax.jit(functools.partial(iterate, advance, num_rows=20))(
+      state, bounds, limit
+    )
+    for iterate in (kmeans._iterate, kmeans._iterate_in_turn)
+  )
+  chex.assert_trees_all_close(together, in_turn, rtol=1e-5, atol=1e-5)
+  assert in_turn[0].num_steps[2] == 2
+  assert len(set(in_turn[0].num_steps.tolist())) == 3  # they end apart
+
+
 def test_a_batch_of_all_points_is_a_step():
   x, _ = blobs(spread=4.0)
   state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2)
@@ -514,6 +535,8 @@ def test_an_empty_cluster_takes_the_farthest_point():
   result = fit(KEY, x, num_clusters=2, init=start)
   np.testing.assert_allclose(result.centers[:, 0], [1, 50], atol=1e-5)
   np.testing.assert_array_equal(result.counts, [3, 1])
+  labels = kmeans.predict(result.centers, x)
+  np.testing.assert_array_equal(labels, [0, 0, 0, 1])
 
 
 def test_no_tolerance_is_so_large_that_a_cluster_stays_empty():
