@@ -1,6 +1,18 @@
-"""Strict numerics for every test."""
+"""Strict numerics for every test, and a compiler that does not run full."""
+
+import gc
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_what_was_compiled():
+  """All programs of all modules would take more memory maps than Linux gives
+  to a process (vm.max_map_count), and the compiler would crash."""
+  yield
+  jax.clear_caches()
+  gc.collect()

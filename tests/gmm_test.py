@@ -305,6 +305,7 @@ def test_the_likelihood_never_falls(covariance):
   assert history[-1] > history[0] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('covariance', FAMILIES)
 @pytest.mark.parametrize(
   ('offset', 'scale'), [(1e4, 1.0), (1e5, 1.0), (0, 1e6), (0, 1e-6)]
@@ -336,6 +337,7 @@ def test_permuted_rows_give_the_same_labels():
   np.testing.assert_array_equal(found, labels[order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('covariance', FAMILIES)
 def test_whole_weights_are_repeated_rows(covariance):
   x, _ = clusters(num_points=90)
