@@ -20,42 +20,90 @@ _FOLD = np.array(
 )
 
 
-@jax.custom_vjp
+# XLA's CPU convolution of so few pairs of channels is faster in 2x2 blocks.
+_FEW_CHANNELS = 64
+
+
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves `[B, H, W, I]` with `[3, 3, I, O]`, zero padded to equal size.
 
   Equals `lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', ...)` in NHWC and
-  HWIO. The gradients are written as convolutions in the same layouts, because
-  XLA's CPU backend leaves others to a naive loop wherever they stand in the
-  body of a loop.
+  HWIO, and is that but on CPUs. There the gradients are written as convolutions
+  in the same layouts, because XLA's CPU backend leaves others to a naive loop
+  wherever they stand in the body of a loop, or as products of matrices.
   """
-  return _conv(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=_cpu_conv, default=_plain_conv)
 
 
-def _conv(x, kernel):
+def _plain_conv(x, kernel, stride=1, padding=((1, 1), (1, 1))):
   return lax.conv_general_dilated(
     x,
     kernel,
-    (1, 1),
-    ((1, 1), (1, 1)),
+    (stride, stride),
+    padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
 
-def _conv_forward(x, kernel):
-  return _conv(x, kernel), (x, kernel)
+@jax.custom_vjp
+def _cpu_conv(x, kernel):
+  _, height, width, _ = x.shape
+  *_, channels_in, channels_out = kernel.shape
+  if channels_in * channels_out > _FEW_CHANNELS:
+    return _plain_conv(x, kernel)
+  # Each of the 2x2 pixels of a block sees another part of the same 4x4.
+  corners = [
+    jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0)))
+    for i in (0, 1)
+    for j in (0, 1)
+  ]
+  kernel = jnp.concatenate(corners, axis=3)
+  y = _plain_conv(x, kernel, 2, ((1, 1 + height % 2), (1, 1 + width % 2)))
+  return _from_blocks(y)[:, :height, :width]
 
 
-def _conv_backward(saved, grad):
+def _from_blocks(y):
+  """`[B, H, W, 4 C]`, the pixels of 2x2 blocks, as `[B, 2 H, 2 W, C]`."""
+  batch, height, width, channels = y.shape
+  y = y.reshape(batch, height, width, 2, 2, channels // 4)
+  y = y.transpose(0, 1, 3, 2, 4, 5)
+  return y.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def _cpu_conv_forward(x, kernel):
+  return _cpu_conv(x, kernel), (x, kernel)
+
+
+def _cpu_conv_backward(saved, grad):
   x, kernel = saved
-  grad_x = _conv(grad, kernel[::-1, ::-1].swapaxes(2, 3))
+  grad_x = _cpu_conv(grad, kernel[::-1, ::-1].swapaxes(2, 3))
+  return grad_x, _grad_kernel(x, grad)
+
+
+def _grad_kernel(x, grad):
+  """The gradient `[3, 3, I, O]` of a kernel."""
+  channels_in, channels_out = x.shape[3], grad.shape[3]
+  if channels_out >= 4 * channels_in:
+    neighbours = _neighbours(x).reshape(-1, 9 * channels_in)
+    product = neighbours.T @ grad.reshape(-1, channels_out)
+    return product.reshape(3, 3, channels_in, channels_out)
+  if channels_in >= 4 * channels_out:
+    return _grad_kernel(grad, x)[::-1, ::-1].swapaxes(2, 3)
   # Images take the channels' place and channels the images', so that the sum
   # over images and places is the convolution's own.
-  grad_kernel = _conv(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3))
-  return grad_x, grad_kernel.transpose(1, 2, 0, 3)
+  grad = _plain_conv(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3))
+  return grad.transpose(1, 2, 0, 3)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+def _neighbours(x):
+  """The 3x3 pixels around each, `[B, H, W, 9 C]`; zeros beyond the edge."""
+  _, height, width, _ = x.shape
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  x = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=3)
+  return jnp.concatenate([x[:, i : i + height] for i in range(3)], axis=3)
+
+
+_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
 
 
 @jax.custom_vjp
@@ -117,7 +165,7 @@ def upsample_conv(
   convolution at the low resolution, whose 4 O channels are the four pixels that
   each pixel becomes: less than half the arithmetic.
   """
-  batch, height, width, _ = x.shape
+  _, height, width, _ = x.shape
   if tuple(size) != (2 * height, 2 * width):
     return conv(upsample(x, size), kernel)
   _, _, channels_in, channels_out = kernel.shape
@@ -129,7 +177,5 @@ def upsample_conv(
     kernel,
     precision=lax.Precision.HIGHEST,
   )
-  y = conv(x, kernel.reshape(3, 3, channels_in, 4 * channels_out))
-  y = y.reshape(batch, height, width, 2, 2, channels_out)
-  y = y.transpose(0, 1, 3, 2, 4, 5)
-  return y.reshape(batch, 2 * height, 2 * width, channels_out)
+  kernel = kernel.reshape(3, 3, channels_in, 4 * channels_out)
+  return _from_blocks(conv(x, kernel))

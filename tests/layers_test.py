@@ -11,6 +11,8 @@ from jax import lax
 from jaxclust import layers
 
 SHAPES = [(1, 1, 1, 1), (2, 7, 5, 3), (3, 8, 8, 1), (1, 4, 6, 2), (5, 2, 3, 4)]
+# Few and many channels, as many in as out or four times as many.
+CHANNELS = [(1, 1), (1, 4), (4, 1), (3, 2), (2, 40), (16, 8), (40, 3)]
 
 
 def plain_conv(x, kernel):
@@ -59,10 +61,10 @@ def test_a_convolution_by_hand():
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('channels_out', [1, 4])
-def test_conv_is_the_plain_convolution(shape, channels_out):
-  kernel = draw((3, 3, shape[-1], channels_out), 1)
-  assert_same(layers.conv, plain_conv, draw(shape), kernel)
+@pytest.mark.parametrize('channels', CHANNELS)
+def test_conv_is_the_plain_convolution(shape, channels):
+  x = draw((*shape[:3], channels[0]))
+  assert_same(layers.conv, plain_conv, x, draw((3, 3, *channels), 1))
 
 
 @pytest.mark.parametrize('shape', SHAPES)
