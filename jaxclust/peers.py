@@ -7,6 +7,7 @@ mean log-likelihood. A library is imported when it is asked for.
 Axes: N points, D features, K clusters or components, R restarts.
 """
 
+import functools
 import importlib.util
 import math
 import warnings
@@ -28,18 +29,31 @@ class Task(NamedTuple):
 
 
 # Peer -> the module to import.
-_MODULES = {'scikit-learn': 'sklearn', 'faiss': 'faiss', 'torch': 'torch'}
+_MODULES = {
+  'scikit-learn': 'sklearn',
+  'scikit-learn, Elkan': 'sklearn',
+  'faiss': 'faiss',
+  'torch': 'torch',
+}
 
 
 def installed() -> dict[str, dict[str, Callable]]:
   """The tasks of each peer that can be compared with on this machine: on an
   accelerator only of the one that uses it too."""
-  names = _MODULES if jax.default_backend() == 'cpu' else ['torch']
-  return {
-    name: _TASKS[name]
-    for name in names
-    if importlib.util.find_spec(_MODULES[name])
-  }
+  found = [n for n, module in _MODULES.items() if _is_found(module)]
+  if jax.default_backend() != 'cpu':
+    found = [n for n in found if n == 'torch' and _torch_sees_the_device()]
+  return {name: _TASKS[name] for name in found}
+
+
+def _is_found(module):
+  return importlib.util.find_spec(module) is not None
+
+
+def _torch_sees_the_device():
+  import torch
+
+  return jax.default_backend() == 'gpu' and torch.cuda.is_available()
 
 
 def _sklearn_seeding(x, num_clusters, num_restarts):
@@ -51,11 +65,16 @@ def _sklearn_seeding(x, num_clusters, num_restarts):
   return Task(lambda: np.stack([seed(r) for r in range(num_restarts)]))
 
 
-def _sklearn_kmeans(x, starts, max_steps, tol, num_steps):
+def _sklearn_kmeans(x, starts, max_steps, tol, num_steps, algorithm='lloyd'):
   from sklearn.cluster import KMeans
 
   del num_steps
-  options = {'max_iter': max_steps, 'tol': tol, 'n_init': 1}
+  options = {
+    'max_iter': max_steps,
+    'tol': tol,
+    'n_init': 1,
+    'algorithm': algorithm,
+  }
 
   def fit(start):
     return KMeans(len(start), init=start, **options).fit(x).cluster_centers_
@@ -87,10 +106,11 @@ def _faiss_kmeans(x, starts, max_steps, tol, num_steps):
 
 
 def _sklearn_em(x, params, reg, num_steps):
-  """Beside its steps, it makes an M-step before them and an E-step after."""
+  """Beside its steps, it makes an E-step after them, taken for a whole step."""
   from sklearn.mixture import GaussianMixture
 
-  weights, means, precisions = _natural(params)
+  # All of them in the type of x, or scikit-learn would compute in float64.
+  weights, means, precisions = (a.astype(x.dtype) for a in _natural(params))
   mixture = GaussianMixture(
     len(means),
     covariance_type=gmm.family_of(params),
@@ -157,7 +177,7 @@ def _torch_kmeans(x, starts, max_steps, tol, num_steps):
     ones = torch.ones(len(x), device=x.device)
     for _ in range(int(count)):
       lengths = centers.square().sum(1)
-      labels = (lengths - 2 * x @ centers.T).argmin(1)
+      labels = torch.addmm(lengths, x, centers.T, alpha=-2).argmin(1)
       sums = torch.zeros_like(centers).index_add_(0, labels, x)
       counts = torch.zeros(len(centers), device=x.device)
       counts = counts.index_add_(0, labels, ones)[:, None]
@@ -179,36 +199,55 @@ def _torch_em(x, params, reg, num_steps):
   x, log_weights, means, scale = _to_torch(x, *params)
   num_features = x.shape[1]
   eye = torch.eye(num_features, device=x.device)
-  squares = x.square()
+  squares = x.square() if family in ('diag', 'spherical') else None
+  total_square = x.T @ x if family == 'tied' else None
+
+  def inverse_of(scale):
+    return torch.linalg.solve_triangular(scale, eye, upper=False)
+
+  def squared_distances(means, scale):
+    if family == 'full':
+      inverses = inverse_of(scale)
+      offsets = (means[:, None] @ inverses.mT)[:, 0]
+      white = (
+        torch.addmm(offset, x, inverse.T, beta=-1)
+        for offset, inverse in zip(offsets, inverses, strict=True)
+      )
+      return torch.stack([w.square().sum(1) for w in white], 1)
+    if family == 'tied':
+      inverse = inverse_of(scale)[0]
+      white, centers = x @ inverse.T, means @ inverse.T
+      lengths = white.square().sum(1, keepdim=True) + centers.square().sum(1)
+      return torch.addmm(lengths, white, centers.T, alpha=-2)
+    weight = scale.expand(means.shape) ** -2
+    lengths = (weight * means.square()).sum(1)
+    cross = torch.addmm(lengths, x, (weight * means).T, alpha=-2)
+    return torch.addmm(cross, squares, weight.T)
 
   def e_step(log_weights, means, scale):
     if family in ('full', 'tied'):
-      inverse = torch.linalg.solve_triangular(scale, eye, upper=False)
-      white = x @ inverse.mT - means[:, None] @ inverse.mT
-      squared = white.square().sum(2).T
       log_det = scale.diagonal(dim1=1, dim2=2).log().sum(1)
     else:
-      weight = scale.expand(means.shape) ** -2
-      squared = squares @ weight.T - 2 * x @ (weight * means).T
-      squared = squared + (weight * means.square()).sum(1)
       log_det = scale.log().mean(1) * num_features
     norm = log_weights - log_det - 0.5 * num_features * math.log(2 * math.pi)
-    joint = norm - 0.5 * squared
+    joint = torch.add(norm, squared_distances(means, scale), alpha=-0.5)
     log_prob = joint.logsumexp(1)
     return (joint - log_prob[:, None]).exp(), log_prob.mean()
+
+  def scatter(share, mean):
+    apart = x - mean
+    return (apart * share[:, None]).T @ apart
 
   def m_step(shares):
     counts = shares.sum(0)
     means = shares.T @ x / counts[:, None]
     if family == 'full':
-      apart = [x - mean for mean in means]
-      weighted = [d * r[:, None] for d, r in zip(apart, shares.T, strict=True)]
-      scatter = [w.T @ d for w, d in zip(weighted, apart, strict=True)]
-      covariance = torch.stack(scatter) / counts[:, None, None]
+      parts = zip(shares.T, means, strict=True)
+      covariance = torch.stack([scatter(*part) for part in parts])
+      covariance = covariance / counts[:, None, None]
     elif family == 'tied':
-      covariance = (x.T @ x - (means * counts[:, None]).T @ means)[None] / len(
-        x
-      )
+      between = (means * counts[:, None]).T @ means
+      covariance = (total_square - between)[None] / len(x)
     else:
       covariance = shares.T @ squares / counts[:, None] - means.square()
     if family == 'spherical':
@@ -236,6 +275,9 @@ _TASKS = {
     'seeding': _sklearn_seeding,
     'kmeans': _sklearn_kmeans,
     'em': _sklearn_em,
+  },
+  'scikit-learn, Elkan': {
+    'kmeans': functools.partial(_sklearn_kmeans, algorithm='elkan')
   },
   'faiss': {'kmeans': _faiss_kmeans},
   'torch': {'kmeans': _torch_kmeans, 'em': _torch_em},

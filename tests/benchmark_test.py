@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.mixture import GaussianMixture
 
 from jaxclust import benchmark, gmm, peers
 from jaxclust.benchmark import OURS, Contest, Limits, MismatchError
@@ -34,11 +35,24 @@ def test_every_installed_peer_does_the_same(monkeypatch):
   assert len(rows) == benchmark.num_rows(**OPTIONS) == 7
   seeding, *_, last = rows
   assert set(seeding['ratio']) == set(peers.installed()) & {'scikit-learn'}
-  assert set(last['ratio']) == set(peers.installed()) - {'faiss'}
+  mixtures = {'scikit-learn', 'torch'}
+  assert set(last['ratio']) == set(peers.installed()) & mixtures
   for row in rows[1:]:
     ours = row['objective'][OURS]
     for objective in row['objective'].values():
       assert objective == pytest.approx(ours, rel=1e-3)
+
+
+def test_scikit_learn_computes_in_float32(monkeypatch):
+  fitted = []
+  monkeypatch.setattr(
+    GaussianMixture, 'score', lambda self, x: fitted.append(self) or 0.0
+  )
+  x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+  state = gmm.start(jax.random.key(0), jnp.asarray(x), num_components=2)
+  task = peers.installed()['scikit-learn']['em']
+  task(x, gmm.best(state).params, 1e-3, 2).run()()
+  assert fitted[0].means_.dtype == fitted[0].covariances_.dtype == np.float32
 
 
 def contest(theirs, objective=float):
