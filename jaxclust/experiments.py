@@ -1,8 +1,9 @@
 """Experiments: config -> data -> representation -> clusters -> run directory.
 
 Every phase is a loop on the host around bounded device calls, so that progress,
-metrics and checkpoints have a place, and every phase takes up what an earlier
-process of the same run has saved.
+metrics and checkpoints have a place. Training and the clustering of a pipeline
+take up what an earlier process of the same run has saved; a sweep and a
+benchmark begin again.
 
 Axes: N images, H height, W width, C channels, D features, K clusters.
 """
@@ -32,6 +33,7 @@ from jaxclust import (
   kmeans,
   metrics,
   numerics,
+  peers,
   report,
   selection,
   training,
@@ -212,7 +214,7 @@ def _run_benchmark(config, dataset, path, seconds):
         show(len(rows), record['name'])
     except benchmark.MismatchError as error:
       raise RunError(str(error)) from error
-  results = {'limits': limits, 'rows': rows}
+  results = {'limits': limits, 'rows': rows, 'peers': peers.versions()}
   workdir.write_json(path, 'benchmark.json', results | _device_and_versions())
   report.benchmark_figure(path / 'figures' / 'benchmark.png', rows)
   return results

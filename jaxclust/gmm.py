@@ -305,6 +305,7 @@ def run(
     `[num_steps, R]` (of no steps if num_steps is None); a run that has stopped
     repeats its last one.
   """
+  numerics.check_features(x, state.params.means.shape[-1])
   square = None
   if family_of(state.params) == 'tied':
     square = total_square(x, sample_weight, state.frame, block_size)
@@ -359,7 +360,6 @@ def step(
   )
 
 
-@functools.partial(jax.jit, static_argnames='block_size')
 def update(
   state: GMMState,
   x: jax.Array,
@@ -387,7 +387,17 @@ def update(
   Returns:
     The new state; its likelihood is that of the batch. It does not converge:
     batches differ, so that it is for the caller to end.
+
+  Raises:
+    InputError: if shapes do not fit or decay is not from 0 to 1.
   """
+  numerics.check_number('decay', decay, high=1)
+  return _update(state, x, sample_weight, decay, reg, block_size=block_size)
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def _update(state, x, sample_weight, decay, reg, *, block_size):
+  numerics.check_features(x, state.params.means.shape[-1])
   x, sample_weight = numerics.as_arrays(x, sample_weight)
 
   def update_one(state):
@@ -396,6 +406,9 @@ def update(
     before = _recenter(family, state.moments, params.means - state.params.means)
     batch, log_likelihood = e_step(
       params, x, sample_weight, state.frame, block_size
+    )
+    log_likelihood = jnp.where(
+      sample_weight.sum() > 0, log_likelihood, state.log_likelihood
     )
     moved = state._replace(
       params=params,
@@ -582,7 +595,12 @@ def predict(
 
 @functools.partial(jax.jit, static_argnames='num_samples')
 def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
-  """Draws points `[num_samples, D]` from the mixture."""
+  """Draws points `[num_samples, D]` from the mixture.
+
+  Raises:
+    InputError: if num_samples is no number of points.
+  """
+  numerics.check_count('num_samples', num_samples, low=0)
   family = FAMILIES[family_of(params)]
   num_components, num_features = params.means.shape
   label_key, noise_key = jax.random.split(key)
@@ -885,7 +903,7 @@ def _e_step_by_products(
     )
 
   width = 2 * natural.shape[1] + 3 * num_components
-  block_size = block_size or numerics.block_rows(x.shape[0], width)
+  block_size = numerics.block_rows(x.shape[0], width, block_size)
   counts, sums, total = numerics.sum_blocks(part, x, sample_weight, block_size)
   first, rest = sums[:, :num_features], sums[:, num_features:]
   if square is not None:  # of which the statistics know nothing
@@ -953,10 +971,7 @@ def _log_norm(params, num_features):
 
 def _log_joint_of(params, x, block_size):
   x, _ = numerics.check_points(x)
-  if params.means.shape[-1] != x.shape[1]:
-    raise InputError(
-      f'x has {x.shape[1]} features, the mixture has {params.means.shape[-1]}'
-    )
+  numerics.check_features(x, params.means.shape[-1])
   return _log_joint_blocks(params, x, block_size=block_size)
 
 
@@ -1027,7 +1042,7 @@ def _along(values, like):
 def _block_rows(x, num_components, block_size):
   """Rows of a block of a pass, unless the caller says."""
   width = (num_components + 1) * x.shape[1]
-  return min(block_size or numerics.block_rows(x.shape[0], width), x.shape[0])
+  return numerics.block_rows(x.shape[0], width, block_size)
 
 
 def _check_params(params, num_components, covariance, num_features):

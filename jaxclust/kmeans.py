@@ -122,14 +122,14 @@ def fit(
     metric=metric,
     block_size=block_size,
   )
-  state, _ = run(
+  state, _ = _run(
     state,
     x,
+    bounds,
     max_steps=max_steps,
     tol=tol,
     sample_weight=sample_weight,
     block_size=block_size,
-    bounds=bounds,
   )
   result = best(state)
   warn(result)
@@ -153,7 +153,9 @@ def fit_minibatch(
 
   A step reads a batch in place of all rows; a last pass assigns them all. The
   inertia ends a few percent above that of `fit`, in a fraction of its time. It
-  does not wait for convergence: `stop_reason` is MAX_STEPS.
+  does not wait for convergence: `stop_reason` is MAX_STEPS. Meant for up to
+  2**23 rows, beyond which draws in float32 miss some; `update` takes any
+  number.
 
   Args:
     key: as for `fit`; restarts see the same batches. Batches are rows drawn by
@@ -182,17 +184,18 @@ def fit_minibatch(
   state = _start_from_sample(
     key, x, sample_weight, max(3 * batch_size, 10 * num_clusters), options
   )
-  return best(
-    _run_minibatch(
-      key,
-      state,
-      x,
-      sample_weight,
-      num_batches,
-      batch_size=batch_size,
-      block_size=block_size,
-    )
+  state = _run_minibatch(
+    key,
+    state,
+    x,
+    sample_weight,
+    num_batches,
+    batch_size=batch_size,
+    block_size=block_size,
   )
+  result = best(state)
+  _warn_of_empty(result)
+  return result
 
 
 def start(
@@ -260,7 +263,6 @@ def check_steps(max_steps: int, tol: float) -> None:
   numerics.check_number('tol', tol)
 
 
-@functools.partial(jax.jit, static_argnames=('num_steps', 'block_size'))
 def run(
   state: KMeansState,
   x: jax.Array,
@@ -270,7 +272,6 @@ def run(
   tol: float = 1e-4,
   sample_weight: jax.Array | None = None,
   block_size: int | None = None,
-  bounds: Any = None,
 ) -> tuple[KMeansState, jax.Array]:
   """Makes further steps of every run that has not stopped.
 
@@ -282,13 +283,40 @@ def run(
     tol: as for `fit`.
     sample_weight: `[N]` or None.
     block_size: as for `fit`.
-    bounds: what `fit` knows of the points from the start; None to find it out.
 
   Returns:
     The new state, and the inertia after each step `[num_steps, R]` (of no steps
     if num_steps is None); a run that has stopped repeats its last one.
+
+  Raises:
+    InputError: if shapes do not fit.
   """
-  points = _points(x, sample_weight, state.frame, block_size)
+  return _run(
+    state,
+    x,
+    None,
+    num_steps,
+    max_steps=max_steps,
+    tol=tol,
+    sample_weight=sample_weight,
+    block_size=block_size,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('num_steps', 'block_size'))
+def _run(
+  state,
+  x,
+  bounds,
+  num_steps=None,
+  *,
+  max_steps,
+  tol,
+  sample_weight,
+  block_size,
+):
+  """`run` from the bounds that the start has found, if any."""
+  points = _points_for(state, x, sample_weight, block_size)
   advance = functools.partial(
     _advance, points=points, tol=tol, block_size=block_size
   )
@@ -323,12 +351,11 @@ def step(
   A cluster without points takes the point that is farthest from all centers.
   A run whose score is not finite keeps its centers and stops.
   """
-  points = _points(x, sample_weight, state.frame, block_size)
+  points = _points_for(state, x, sample_weight, block_size)
   bounds = _no_bounds(state, points.x.shape[0])
-  return _advance(state, bounds, points, tol, block_size=block_size)[0]
+  return _advance(state, bounds, points, tol, block_size)[0]
 
 
-@functools.partial(jax.jit, static_argnames='block_size')
 def update(
   state: KMeansState,
   x: jax.Array,
@@ -347,7 +374,7 @@ def update(
   Args:
     state: R runs, from `start` or `update`.
     x: `[B, D]` a batch, in the units of the others; any size (a new size
-      compiles anew; rows of weight 0 fill a batch up).
+      compiles anew; finite rows of weight 0 fill a batch up).
     sample_weight: `[B]` or None.
     decay: what the points before this batch weigh now; 1 forgets nothing.
     tol: as for `fit`, of the move of the centers in this call.
@@ -355,10 +382,20 @@ def update(
 
   Returns:
     The new state; its inertia is that of the batch.
+
+  Raises:
+    InputError: if shapes do not fit or decay is not from 0 to 1.
   """
-  points = _points(x, sample_weight, state.frame, block_size)
+  numerics.check_number('decay', decay, high=1)
+  return _update(state, x, sample_weight, decay, tol, block_size=block_size)
+
+
+@functools.partial(jax.jit, static_argnames='block_size')
+def _update(state, x, sample_weight, decay, tol, *, block_size):
+  points = _points_for(state, x, sample_weight, block_size)
   bounds = _no_bounds(state, points.x.shape[0])
-  new, _ = _advance(state, bounds, points, tol, decay, block_size)
+  past = decay * state.sums, decay * state.counts
+  new, _ = _advance(state, bounds, points, tol, block_size, past)
   failed = state.stop_reason == StopReason.NONFINITE
   reason = jnp.where(failed, StopReason.NONFINITE, new.stop_reason)
   return new._replace(stop_reason=reason.astype(jnp.int32))
@@ -467,15 +504,9 @@ def warn(result: KMeansResult) -> None:
   """Warns of what a concrete result falls short of."""
   if isinstance(result.inertia, jax.core.Tracer):
     return
-  num_clusters = result.counts.shape[0]
-  occupied = int((result.counts > 0).sum())
   reason = int(result.stop_reason)
-  if reason == StopReason.CONVERGED and occupied < num_clusters:
-    warnings.warn(
-      f'k-means found {occupied} distinct of {num_clusters} clusters: '
-      'x has too few distinct rows',
-      stacklevel=3,
-    )
+  if reason == StopReason.CONVERGED:
+    _warn_of_empty(result)
   if reason == StopReason.MAX_STEPS:
     warnings.warn(
       f'k-means did not converge in {int(result.num_steps)} steps: '
@@ -487,6 +518,19 @@ def warn(result: KMeansResult) -> None:
       'k-means stopped: the inertia is not finite; look for NaN or very large '
       'values in x',
       stacklevel=3,
+    )
+
+
+def _warn_of_empty(result):
+  num_clusters = result.counts.shape[0]
+  if isinstance(result.counts, jax.core.Tracer):
+    return
+  occupied = int((result.counts > 0).sum())
+  if occupied < num_clusters:
+    warnings.warn(
+      f'k-means found {occupied} distinct of {num_clusters} clusters: '
+      'x has too few distinct rows',
+      stacklevel=4,
     )
 
 
@@ -645,7 +689,7 @@ def _first_state(centers, points, block_size):
     stop_reason=jnp.full(num_restarts, StopReason.RUNNING, jnp.int32),
   )
   bounds = _no_bounds(blank, points.x.shape[0])
-  state, bounds = _assign(blank, bounds, centers, points, 0, block_size)
+  state, bounds = _assign(blank, bounds, centers, points, block_size)
   reason = jnp.where(
     jnp.isfinite(state.inertia), StopReason.RUNNING, StopReason.NONFINITE
   )
@@ -672,14 +716,20 @@ def _no_bounds(state, num_points):
   )
 
 
+def _points_for(state, x, sample_weight, block_size):
+  """Points as a state sees them."""
+  numerics.check_features(x, state.centers.shape[2])
+  return _points(x, sample_weight, state.frame, block_size)
+
+
 def _points(x, sample_weight, frame, block_size):
   x, sample_weight = numerics.as_arrays(x, sample_weight)
   norms = numerics.squared_norms(x, frame, _block_rows(x, 1, 1, block_size))
   return Points(x, sample_weight, norms, frame)
 
 
-def _advance(state, bounds, points, tol, decay=0.0, block_size=None):
-  """One step of R runs; `decay` as for `update`.
+def _advance(state, bounds, points, tol, block_size, past=None):
+  """One step of R runs; sums and counts of the past are added, if any.
 
   Returns:
     The new state and bounds.
@@ -694,7 +744,10 @@ def _advance(state, bounds, points, tol, decay=0.0, block_size=None):
     lambda: _relocate(centers, occupied, points, block_size),
   )
   shift = jnp.square(centers - state.centers).sum(axis=(1, 2))
-  moved, bounds = _assign(state, bounds, centers, points, decay, block_size)
+  moved, bounds = _assign(state, bounds, centers, points, block_size)
+  if past is not None:
+    sums, counts = past
+    moved = moved._replace(sums=sums + moved.sums, counts=counts + moved.counts)
   finite = jnp.isfinite(moved.inertia) & jnp.isfinite(shift)
   # An empty cluster is final only where no point is left for it.
   settled = jnp.all((moved.counts > 0) | (~occupied & ~moves), axis=1)
@@ -710,7 +763,7 @@ def _advance(state, bounds, points, tol, decay=0.0, block_size=None):
   return _choose(finite, moved, stuck), bounds
 
 
-def _assign(state, bounds, centers, points, decay, block_size):
+def _assign(state, bounds, centers, points, block_size):
   """Assigns the points to centers `[R, K, D]`.
 
   Sums and counts are those of the state, corrected by the rows whose label
@@ -738,7 +791,7 @@ def _assign(state, bounds, centers, points, decay, block_size):
   changed = jnp.any(old != bounds.labels, axis=1)
   sums, counts, lengths = sum_changes(changed, old)
   is_first = jnp.all(old < 0)  # labels of weight 0 stay so
-  kept = jnp.where(is_first, decay, 1)
+  kept = jnp.where(is_first, 0, 1)
   sums, counts = kept * state.sums + sums, kept * state.counts + counts
   moved = jnp.where(is_first, 0, bounds.moved + lengths)
   upper = jnp.where(weight[:, None] > 0, bounds.upper, 0)
@@ -1013,7 +1066,7 @@ def _seen_from(centers, metric):
 def _block_rows(x, num_restarts, num_clusters, block_size):
   """Rows of a block of a pass with R K columns, unless the caller says."""
   width = x.shape[1] + num_restarts * num_clusters
-  return min(block_size or numerics.block_rows(x.shape[0], width), x.shape[0])
+  return numerics.block_rows(x.shape[0], width, block_size)
 
 
 def _choose(mask, new, old):

@@ -115,16 +115,32 @@ def unit_rows(x: jax.Array) -> jax.Array:
 def as_arrays(
   x: jax.Array, sample_weight: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Points `[N, D]`, and weights `[N]` in the dtype of the computation."""
+  """Points `[N, D]`, and weights `[N]` in the dtype of the computation.
+
+  Raises:
+    InputError: if their shapes do not fit.
+  """
   x = jnp.asarray(x)
   if sample_weight is None:
     # Behind a barrier, for XLA would fold what follows from them, slowly.
     return x, lax.optimization_barrier(jnp.ones(x.shape[0], float_dtype(x)))
-  return x, jnp.asarray(sample_weight).astype(float_dtype(x))
+  weight = jnp.asarray(sample_weight).astype(float_dtype(x))
+  if weight.shape != x.shape[:1]:
+    raise InputError(
+      f'sample_weight has shape {weight.shape}: x has {x.shape[0]} rows, '
+      'each needs one weight'
+    )
+  return x, weight
 
 
-def block_rows(num_rows: int, width: int) -> int:
-  """Returns the rows of a block of which each row takes `width` numbers."""
+def block_rows(num_rows: int, width: int, block_size: int | None = None) -> int:
+  """Returns the rows of a block of which each row takes `width` numbers.
+
+  Raises:
+    InputError: if the caller's wish, block_size, is no number of rows.
+  """
+  if block_size is not None:
+    return min(check_count('block_size', block_size), num_rows)
   on_cpu = jax.default_backend() == 'cpu'
   budget = _CPU_BLOCK if on_cpu else _ACCELERATOR_BLOCK
   return max(1, min(num_rows, max(256, budget // max(1, width))))
@@ -364,9 +380,11 @@ def content_ids(
   multipliers = multipliers[None] | jnp.uint32(1)
 
   def hash_rows(x):
-    x = x.astype(jnp.float32)
+    x = as_float(x)
+    x = jnp.where(x == 0, 0, x)  # -0.0 is 0.0
     bits = lax.bitcast_convert_type(x, jnp.uint32)
-    bits = jnp.where(x == 0, jnp.uint32(0), bits)  # -0.0 is 0.0
+    if bits.ndim > x.ndim:  # the halves of float64
+      bits = _mix(bits[..., 0]) ^ bits[..., 1]
     return _mix((_mix(bits) * multipliers).sum(axis=1, dtype=jnp.uint32))
 
   code = map_blocks(hash_rows, x, block_size)
@@ -414,8 +432,10 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
   return int(value)
 
 
-def check_number(name: str, value: Any, low: float = 0.0) -> None:
-  """Checks that a number, unless it is traced, is finite and at least `low`.
+def check_number(
+  name: str, value: Any, low: float = 0.0, high: float = np.inf
+) -> None:
+  """Checks that a number, unless it is traced, is finite and in its bounds.
 
   Raises:
     InputError: if it is not.
@@ -425,9 +445,26 @@ def check_number(name: str, value: Any, low: float = 0.0) -> None:
   number = isinstance(value, numbers.Real) and not isinstance(value, bool)
   if getattr(value, 'ndim', None) == 0:
     number = True
-  if not number or not np.isfinite(float(value)) or value < low:
+  if not number or not np.isfinite(float(value)) or not low <= value <= high:
+    bounds = f'of at least {low:g}'
+    if high < np.inf:
+      bounds = f'from {low:g} to {high:g}'
     raise InputError(
-      f'{name} is {value!r}: it must be a finite number of at least {low:g}'
+      f'{name} is {value!r}: it must be a finite number {bounds}'
+    )
+
+
+def check_features(x: Any, num_features: int) -> None:
+  """Checks that points have the features of what was fitted before.
+
+  Raises:
+    InputError: if they have others.
+  """
+  shape = np.shape(x)
+  if len(shape) != 2 or shape[1] != num_features:
+    raise InputError(
+      f'x has shape {shape}: it must be [N, {num_features}], with the features '
+      'of the first points'
     )
 
 
@@ -461,11 +498,6 @@ def check_points(x: Any, sample_weight: Any = None) -> tuple[Any, Any]:
   if not isinstance(x, jax.core.Tracer):
     _check_values(x)
   x, weight = as_arrays(x, sample_weight)
-  if weight.shape != x.shape[:1]:
-    raise InputError(
-      f'sample_weight has shape {weight.shape}: x has {x.shape[0]} rows, '
-      'each needs one weight'
-    )
   if not isinstance(weight, jax.core.Tracer):
     _check_weights(weight)
   return x, weight
@@ -522,4 +554,10 @@ def _check_weights(weight: jax.Array) -> None:
   if not values.sum() > 0:
     raise InputError(
       'sample_weight sums to 0: at least one weight must be positive'
+    )
+  bound = float(np.sqrt(float(np.finfo(values.dtype).max)))
+  if not values.sum(dtype=np.float64) <= bound:
+    raise InputError(
+      f'sample_weight sums to {values.sum(dtype=np.float64):.3g}: beyond '
+      f'{bound:.3g} sums overflow; divide the weights by a constant'
     )

@@ -46,6 +46,14 @@ def installed() -> dict[str, dict[str, Callable]]:
   return {name: _TASKS[name] for name in found}
 
 
+def versions() -> dict[str, str]:
+  """The version of each peer that `installed` names."""
+  return {
+    name: importlib.import_module(_MODULES[name]).__version__
+    for name in installed()
+  }
+
+
 def _is_found(module):
   return importlib.util.find_spec(module) is not None
 

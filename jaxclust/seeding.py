@@ -116,8 +116,8 @@ def parallel(
 
   Each of two rounds draws 2 K rows in proportion to the weighted squared
   distance to the rows drawn before. Of these candidates, weighted with the
-  points they are nearest to, k-means++ chooses K. Two passes over x in place of
-  2 K; arguments as for `plus_plus`.
+  points they are nearest to, k-means++ chooses K. Four passes over x in place
+  of 2 K; arguments as for `plus_plus`.
   """
   x, sample_weight, norms, frame = points
   many = min(_OVERSAMPLING * num_clusters, x.shape[0])

@@ -148,7 +148,8 @@ def silhouette(
     `[S]`; NaN where all points are in one cluster.
 
   Raises:
-    InputError: if shapes do not fit or x is not finite.
+    InputError: if shapes do not fit, x is not finite, or a label is out of
+      range.
   """
   x, _ = numerics.check_points(x)
   labels = jnp.asarray(labels)
@@ -157,7 +158,19 @@ def silhouette(
       f'labels have shape {labels.shape}: it must be '
       f'[{len(num_clusters)}, {len(x)}], a row for each of num_clusters'
     )
+  _check_labels(labels, num_clusters)
   return _silhouette(x, labels.T, tuple(num_clusters))
+
+
+def _check_labels(labels, num_clusters):
+  if isinstance(labels, jax.core.Tracer):
+    return
+  for row, count in zip(np.asarray(labels), num_clusters, strict=True):
+    if row.min() < 0 or row.max() >= count:
+      raise InputError(
+        f'labels go from {row.min()} to {row.max()}: of {count} clusters they '
+        f'must be from 0 to {count - 1}'
+      )
 
 
 @functools.partial(jax.jit, static_argnames='num_clusters')
@@ -244,6 +257,8 @@ def _choose_by(criterion, records):
   counts, values = (np.asarray(v, float) for v in zip(*points, strict=True))
   if criterion == 'inertia':
     values = _below_chord(counts, values)
+    if values.max() <= 0:
+      return None
   best = np.argmin(values) if criterion in ('bic', 'aic') else np.argmax(values)
   return int(counts[best])
 

@@ -425,6 +425,21 @@ def test_a_batch_of_nan_stops_a_run_and_keeps_it():
   assert again.stop_reason[0] == StopReason.NONFINITE
 
 
+def test_a_batch_of_padding_changes_no_likelihood():
+  x, _ = clusters()
+  state = gmm.start(KEY, x, num_components=3)
+  new = gmm.update(state, x[:20], np.zeros(20))
+  assert new.stop_reason[0] == StopReason.RUNNING
+  chex.assert_trees_all_equal(new.log_likelihood, state.log_likelihood)
+  chex.assert_tree_all_finite(new)
+
+
+def test_a_batch_cannot_be_remembered_more_than_whole():
+  state = gmm.start(KEY, clusters()[0], num_components=3)
+  with pytest.raises(InputError, match=r'decay is -3.0: .* from 0 to 1'):
+    gmm.update(state, clusters()[0], decay=-3.0)
+
+
 def test_strange_points_score_high():
   x, _ = clusters()
   params = gmm.fit(KEY, x, num_components=3).params
@@ -645,6 +660,20 @@ def test_options_that_cannot_be_used_are_named(options, message):
     gmm.fit(KEY, clusters()[0], **options)
 
 
+def test_further_points_must_fit_the_first():
+  x, _ = clusters()
+  state = gmm.start(KEY, x, num_components=3)
+  for function in (gmm.run, gmm.update):
+    with pytest.raises(InputError, match=r'it must be \[N, 3\]'):
+      function(state, x[:, :2])
+
+
+@pytest.mark.parametrize('num_samples', [-1, 2.5])
+def test_a_number_of_samples_is_a_whole_number(num_samples):
+  with pytest.raises(InputError, match=f'num_samples is {num_samples}'):
+    gmm.sample(KEY, params_of('full'), num_samples)
+
+
 def test_points_must_have_the_features_of_the_mixture():
-  with pytest.raises(InputError, match='x has 3 features, the mixture has 2'):
+  with pytest.raises(InputError, match=r'it must be \[N, 2\]'):
     gmm.predict(params_of('full'), clusters()[0])

@@ -254,6 +254,18 @@ def test_a_batch_of_all_points_is_a_step():
   )
 
 
+@pytest.mark.parametrize('decay', [1.0, 0.5])
+def test_the_inertia_of_an_update_is_that_of_its_batch(decay):
+  x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+  state = kmeans.start(KEY, x[:100], num_clusters=3, num_restarts=2)
+  for batch in (x[100:200], x[200:]):
+    state = kmeans.update(state, batch, decay=decay)
+    for centers, inertia in zip(state.centers, state.inertia, strict=True):
+      exact = -kmeans.score(state.frame.leave(centers), batch)
+      scale = np.square(state.frame.scale)
+      np.testing.assert_allclose(inertia * scale, exact, rtol=1e-4)
+
+
 def test_batches_are_remembered_as_decay_says():
   x, labels = blobs(spread=0.1)
   state = kmeans.start(KEY, x[:100], num_clusters=4, num_restarts=1)
@@ -475,9 +487,9 @@ class TransformationsTest(chex.TestCase):
 def test_a_new_tolerance_compiles_nothing():
   x, _ = blobs()
   fit(KEY, x, num_clusters=4, tol=1e-4, max_steps=50)
-  before = kmeans.run._cache_size(), kmeans._start._cache_size()
+  before = kmeans._run._cache_size(), kmeans._start._cache_size()
   fit(jax.random.key(1), x, num_clusters=4, tol=1e-3, max_steps=60)
-  assert (kmeans.run._cache_size(), kmeans._start._cache_size()) == before
+  assert (kmeans._run._cache_size(), kmeans._start._cache_size()) == before
 
 
 def test_a_key_gives_one_result():
@@ -641,11 +653,40 @@ def test_narrow_data_are_summed_in_float32(dtype):
     ({'num_clusters': 2, 'init': np.full((2, 1), np.nan)}, 'NaN'),
     ({'num_clusters': 2, 'tol': -1}, 'tol is -1'),
     ({'num_clusters': 2, 'max_steps': 0}, 'max_steps is 0'),
+    ({'num_clusters': 2, 'block_size': -5}, 'block_size is -5'),
+    ({'num_clusters': 2, 'sample_weight': [3e37] * 4}, 'sums to 1.2e'),
   ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):
   with pytest.raises(InputError, match=message):
     fit(KEY, LINE, **options)
+
+
+@pytest.mark.parametrize(
+  ('x', 'options', 'message'),
+  [
+    (np.ones((4, 3)), {}, r'it must be \[N, 1\]'),
+    (LINE, {'sample_weight': np.ones(3)}, 'x has 4 rows'),
+  ],
+)
+def test_further_points_must_fit_the_first(x, options, message):
+  state = kmeans.start(KEY, LINE, num_clusters=2)
+  for function in (kmeans.run, kmeans.step, kmeans.update):
+    with pytest.raises(InputError, match=message):
+      function(state, jnp.asarray(x, jnp.float32), **options)
+
+
+@pytest.mark.parametrize('decay', [-3.0, 1.5, np.nan])
+def test_a_batch_cannot_be_remembered_more_than_whole(decay):
+  state = kmeans.start(KEY, LINE, num_clusters=2)
+  with pytest.raises(InputError, match=r'decay is .* from 0 to 1'):
+    kmeans.update(state, LINE, decay=decay)
+
+
+def test_batches_of_too_few_distinct_rows_warn():
+  x = np.repeat(np.eye(3, dtype=np.float32), 20, axis=0)
+  with pytest.warns(UserWarning, match='found 3 distinct of 5 clusters'):
+    kmeans.fit_minibatch(KEY, x, num_clusters=5, batch_size=16)
 
 
 def test_a_good_fit_warns_of_nothing():

@@ -118,6 +118,17 @@ def test_ids_go_with_the_content_of_rows():
     assert set(ids[same].tolist()) == set(shuffled[same_shuffled].tolist())
 
 
+def test_ids_tell_rows_apart_that_differ_beyond_float32():
+  with jax.enable_x64(True):
+    x = 1 + 1e-12 * jnp.arange(8.0)[:, None]
+    order = jnp.array([3, 0, 7, 1, 6, 5, 2, 4])
+    weight = jnp.ones(8)
+    ids = numerics.content_ids(x, weight, 3)
+    moved = numerics.content_ids(x[order], weight, 3)
+    assert len(set(ids.tolist())) == 8
+    np.testing.assert_array_equal(moved, ids[order])
+
+
 def test_a_negative_zero_is_a_zero():
   one = jnp.ones(1)
   plus = numerics.content_ids(jnp.array([[0.0, 1.0]]), one, 1)

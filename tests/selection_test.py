@@ -99,6 +99,21 @@ def test_the_elbow_is_where_the_curve_bends_most():
   }
 
 
+def test_two_points_and_a_straight_line_have_no_elbow():
+  for counts in ((2, 9), (2, 3, 4)):
+    records = [
+      {'num_clusters': k, 'inertia': 20.0 - k}
+      | dict.fromkeys(('silhouette', 'stability', 'bic', 'aic'))
+      for k in counts
+    ]
+    assert selection.choose(records)['inertia'] is None
+
+
+def test_labels_must_be_those_of_the_clusters():
+  with pytest.raises(InputError, match='labels go from 0 to 5: of 2 clusters'):
+    selection.silhouette(jnp.eye(3), jnp.array([[0, 5, 0]]), (2,))
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
