@@ -24,7 +24,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
       'num_components': 10,
       'covariances': ('full', 'full', 'tied', 'diag', 'spherical'),
       'dims': (32, 128, 128, 128, 128),  # principal components, for each
-      'em_steps': 10,
+      'em_steps': 30,
       'rounds': 5,
       'limit_size': 2048,  # rows of the matrices that time the machine
     }
