@@ -11,6 +11,7 @@ Axes: B batch, H height, W width, C channels, D numbers of the code.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,6 +38,12 @@ class Autoencoder(nn.Module):
     # further one behind an upsampling.
     decoder = [*reversed(self.features), channels]
     self.decoder = [Conv(n) for n in decoder]
+
+  def convolutions(self, params: Any) -> list[dict[str, jax.Array]]:
+    """Kernels `[3, 3, I, O]` and biases `[O]` from the images to the images."""
+    names = [f'encoder_{i}' for i in range(len(self.features))]
+    names += [f'decoder_{i}' for i in range(len(self.features) + 1)]
+    return [params['params'][name] for name in names]
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Reconstructs images `[B, H, W, C]` in [0, 1]."""

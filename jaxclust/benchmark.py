@@ -5,10 +5,12 @@ machine does falls on all alike. Beside them stands the time that the plain
 algorithm needs at the machine's own speed, of a large matrix product or of a
 large copy, measured in the same run.
 
-Axes: N points, D features, K clusters or components, R restarts.
+Axes: N points or images, H height, W width, C channels, D features, K clusters
+or components, R restarts.
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 
-from jaxclust import gmm, kmeans, numerics, peers
+from jaxclust import gmm, kmeans, layers, numerics, peers, training
+from jaxclust.autoencoder import Autoencoder, level_sizes
+from jaxclust.autoencoder import check_options as check_network
 from jaxclust.numerics import InputError
 from jaxclust.peers import Task
 
@@ -27,6 +31,9 @@ OURS = 'jaxclust'
 
 # Between contestants, until the threads of the last one are asleep.
 _PAUSE = 0.2
+
+# Of a layer in a task.
+_CALLS = 20
 
 # Ridge of mixtures, in units of the features' mean variance.
 _REG = 1e-6
@@ -55,42 +62,39 @@ class Limits(NamedTuple):
 
 
 def check_options(
-  num_points: int,
-  num_features: int,
+  image_shape: Sequence[int],
   *,
-  num_clusters: int,
-  num_restarts: int,
-  many_clusters: int,
-  many_steps: int,
-  num_components: int,
-  covariances: Sequence[str],
-  dims: Sequence[int],
-  em_steps: int,
+  groups: Sequence[str],
   rounds: int,
   limit_size: int,
+  kmeans: dict,
+  mixtures: dict,
+  autoencoder: dict,
 ) -> None:
-  """Checks the options of `run` against the shape of x.
+  """Checks the options of `run` against the shape `[N, H, W, C]` of images.
 
   Raises:
     InputError: if they do not fit.
   """
-  for name, count in {
-    'num_clusters': num_clusters,
-    'num_restarts': num_restarts,
-    'many_clusters': many_clusters,
-    'many_steps': many_steps,
-    'num_components': num_components,
-    'em_steps': em_steps,
-    'rounds': rounds,
-    'limit_size': limit_size,
-    **{f'dims[{i}]': dim for i, dim in enumerate(dims)},
-  }.items():
+  unknown = set(groups) - set(GROUPS)
+  if unknown or not groups:
+    raise InputError(
+      f'groups are {tuple(groups)}: name some of {", ".join(GROUPS)}'
+    )
+  mixtures = dict(mixtures)
+  covariances, dims = mixtures.pop('covariances'), mixtures.pop('dims')
+  counts = kmeans | mixtures | {'rounds': rounds, 'limit_size': limit_size}
+  counts |= {f'dims[{i}]': dim for i, dim in enumerate(dims)}
+  for name, count in counts.items():
     numerics.check_count(name, count)
-  largest = max(num_clusters, many_clusters, num_components)
+  num_points, num_features = image_shape[0], math.prod(image_shape[1:])
+  largest = max(
+    kmeans['num_clusters'], kmeans['many_clusters'], mixtures['num_components']
+  )
   if largest > num_points:
     raise InputError(
-      f'{largest} clusters are asked for, but x has only {num_points} rows: '
-      'ask for at most as many'
+      f'{largest} clusters are asked for, but there are only {num_points} '
+      'images: ask for at most as many'
     )
   if len(covariances) != len(dims) or set(covariances) - set(gmm.FAMILIES):
     raise InputError(
@@ -99,47 +103,53 @@ def check_options(
     )
   if max(dims, default=1) > num_features:
     raise InputError(
-      f'dims reach {max(dims)}, but x has only {num_features} features: '
+      f'dims reach {max(dims)}, but an image has only {num_features} numbers: '
       'ask for at most as many'
     )
+  autoencoder = dict(autoencoder)
+  check_network(features=autoencoder.pop('features'))
+  training.check_options(num_epochs=rounds, **autoencoder)
 
 
-def num_rows(covariances: Sequence[str], **options: Any) -> int:
+def num_rows(
+  groups: Sequence[str], mixtures: dict, autoencoder: dict, **options: Any
+) -> int:
   """Rows that `run` yields with these options, beside the limits."""
   del options
-  return 3 + len(covariances)
+  num_levels = len(autoencoder['features'])
+  rows = {
+    'kmeans': 3,
+    'mixtures': len(mixtures['dims']),
+    'autoencoder': 1,
+    'layers': 3 * (2 * num_levels + 1) - 1 + 2 * num_levels,
+  }
+  return sum(rows[group] for group in groups)
 
 
 def run(
   key: jax.Array,
-  x: jax.Array,
+  images: jax.Array,
   *,
-  num_clusters: int,
-  num_restarts: int,
-  many_clusters: int,
-  many_steps: int,
-  num_components: int,
-  covariances: Sequence[str],
-  dims: Sequence[int],
-  em_steps: int,
+  groups: Sequence[str],
   rounds: int,
   limit_size: int,
+  kmeans: dict,
+  mixtures: dict,
+  autoencoder: dict,
 ) -> Iterator[dict]:
   """Measures row by row.
 
   Args:
     key: a JAX random key, for the starts.
-    x: `[N, D]` float32 points.
-    num_clusters: K of the fit to convergence and of the seeding.
-    num_restarts: R of these.
-    many_clusters: K of the fit of one start.
-    many_steps: its steps.
-    num_components: K of the mixtures.
-    covariances: a family for each mixture.
-    dims: D for each mixture, of the principal components of x.
-    em_steps: steps of EM in a task.
+    images: `[N, H, W, C]` uint8, or floats in [0, 1].
+    groups: of `GROUPS`, which rows to measure.
     rounds: turns of each contestant.
     limit_size: rows of the matrices whose product is timed.
+    kmeans: num_clusters and num_restarts of the fit to convergence and of the
+      seeding, many_clusters and many_steps of the fit of one start.
+    mixtures: num_components, covariances (a family for each mixture), dims (its
+      D, of the principal components of the pixels) and em_steps of a task.
+    autoencoder: features, batch_size and learning_rate.
 
   Yields:
     First the limits of the machine, as `Limits._asdict`, then a record for each
@@ -150,16 +160,17 @@ def run(
   Raises:
     MismatchError: if a peer reached another objective.
   """
+  options = {
+    'kmeans': kmeans,
+    'mixtures': mixtures,
+    'autoencoder': autoencoder,
+    'layers': autoencoder,
+  }
   limits = measure_limits(limit_size)
   yield limits._asdict()
-  contests = _kmeans_contests(
-    key, x, num_clusters, num_restarts, many_clusters, many_steps
-  )
-  for contest in contests:
-    yield measure(contest, rounds, limits)
-  for covariance, dim in zip(covariances, dims, strict=True):
-    contest = _em_contest(key, x, num_components, covariance, dim, em_steps)
-    yield measure(contest, rounds, limits)
+  for group in groups:
+    for contest in GROUPS[group](key, images, **options[group]):
+      yield measure(contest, rounds, limits)
 
 
 def measure_limits(size: int) -> Limits:
@@ -233,9 +244,14 @@ def _ratio(theirs, ours):
   }
 
 
+def _pixels(images):
+  return training.as_pixels(images).reshape(len(images), -1)
+
+
 def _kmeans_contests(
-  key, x, num_clusters, num_restarts, many_clusters, many_steps
+  key, images, num_clusters, num_restarts, many_clusters, many_steps
 ):
+  x = _pixels(images)
   shape = f'{len(x):,} x {x.shape[1]}'
 
   def seed():
@@ -301,6 +317,12 @@ def _lloyd(name, x, starts, max_steps, tol):
   )
 
 
+def _em_contests(key, images, num_components, covariances, dims, em_steps):
+  x = _pixels(images)
+  for covariance, dim in zip(covariances, dims, strict=True):
+    yield _em_contest(key, x, num_components, covariance, dim, em_steps)
+
+
 def _em_contest(key, x, num_components, covariance, dim, num_steps):
   """A contest of steps of EM on principal components of x."""
   x = jnp.asarray(_principal_components(x, dim))
@@ -331,6 +353,160 @@ def _em_contest(key, x, num_components, covariance, dim, num_steps):
     numbers=x.size,
     num_parts=num_steps,
   )
+
+
+def _training_contests(key, images, features, batch_size, learning_rate):
+  """Epochs from the same parameters; the first one's order is that of all of
+  the peers' epochs."""
+  model = Autoencoder(images.shape[1:], tuple(features))
+  state = training.init(jax.random.fold_in(key, 0), model)
+  num_images = len(images)
+  order = jax.random.permutation(jax.random.fold_in(key, 0), num_images)
+  params = [
+    (np.asarray(layer['kernel']), np.asarray(layer['bias']))
+    for layer in model.convolutions(state.params)
+  ]
+  num_steps = training.steps_per_epoch(num_images, batch_size)
+
+  def run():
+    nonlocal state
+    state = training.train_steps(
+      state,
+      images,
+      key,
+      num_steps,
+      model=model,
+      batch_size=batch_size,
+      learning_rate=learning_rate,
+    )
+    return float(state.loss_sum) / num_images
+
+  given = peers.Training(
+    np.asarray(images)[np.asarray(order)],
+    params,
+    len(features),
+    batch_size,
+    learning_rate,
+  )
+  operations = sum(3 * op.operations for op in _layers(model, batch_size))
+  yield _contest(
+    f'autoencoder, {num_images:,} images, batches of {batch_size}, an epoch',
+    'training',
+    run,
+    (given,),
+    objective=float,
+    tolerance=1e-3,
+    operations=operations * num_images / batch_size,
+    numbers=images.size / 4,
+  )
+
+
+class _Layer(NamedTuple):
+  """A layer of the network, and what it is given."""
+
+  name: str
+  function: Callable  # arguments -> output
+  shapes: dict[str, tuple[int, ...]]  # of its arguments
+  operations: float  # of its plain form
+  is_first: bool = False  # whose input are the images
+
+
+def _layers(model, batch_size) -> Iterator[_Layer]:
+  """The layers of the network, from the images to the images."""
+  sizes = level_sizes(model.image_shape, len(model.features))
+  channels = [model.image_shape[-1], *model.features]
+  for i, (size, pair) in enumerate(
+    zip(sizes, itertools.pairwise(channels), strict=False)
+  ):
+    layer = _convolution(f'encoder {i}', batch_size, size, size, *pair)
+    yield layer._replace(is_first=i == 0)
+    yield _Layer(
+      f'encoder {i}, relu and pool {_by(size)} x {pair[1]}',
+      layers.relu_pool,
+      {'input': (batch_size, *size, pair[1])},
+      0,
+    )
+  channels = [channels[-1], *reversed(channels[1:]), channels[0]]
+  sizes = [sizes[-1], *reversed(sizes)]
+  for i, (pair, size) in enumerate(
+    zip(itertools.pairwise(channels), itertools.pairwise(sizes), strict=True)
+  ):
+    yield _convolution(f'decoder {i}', batch_size, *size, *pair)
+
+
+def _convolution(name, batch_size, size, size_out, channels_in, channels_out):
+  def function(x, kernel):
+    if size == size_out:
+      return layers.conv(x, kernel)
+    return layers.upsample_conv(x, kernel, size_out)
+
+  return _Layer(
+    f'{name}, {_by(size)} x {channels_in} to {_by(size_out)} x {channels_out}',
+    function,
+    {
+      'input': (batch_size, *size, channels_in),
+      'kernel': (3, 3, channels_in, channels_out),
+    },
+    18 * batch_size * math.prod(size_out) * channels_in * channels_out,
+  )
+
+
+def _by(size):
+  return ' x '.join(map(str, size))
+
+
+def _layer_contests(key, images, features, batch_size, learning_rate):
+  """Where an epoch's time goes: each layer alone, forward and backward."""
+  del learning_rate
+  model = Autoencoder(images.shape[1:], tuple(features))
+  for layer in _layers(model, batch_size):
+    arguments = [
+      jax.random.normal(jax.random.fold_in(key, i), shape)
+      for i, shape in enumerate(layer.shapes.values())
+    ]
+    output = jax.eval_shape(layer.function, *arguments)
+    grad = jax.random.normal(key, output.shape)
+    yield _layer_contest(layer, 'forward', layer.function, arguments)
+    for i, name in enumerate(layer.shapes):
+      if layer.is_first and name == 'input':
+        continue  # images take no gradient
+      yield _layer_contest(
+        layer,
+        f'gradient of its {name}',
+        functools.partial(_gradient, layer.function, i),
+        [grad, *arguments],
+      )
+
+
+def _gradient(function, place, grad, *arguments):
+  return jax.vjp(function, *arguments)[1](grad)[place]
+
+
+def _layer_contest(layer, part, function, arguments):
+  compiled = jax.jit(function)
+
+  def run():
+    for _ in range(_CALLS):
+      result = compiled(*arguments)
+    jax.block_until_ready(result)
+
+  like = jax.eval_shape(function, *arguments)
+  return Contest(
+    f'{layer.name}, {part}',
+    {OURS: Task(run, _CALLS)},
+    objective=lambda result: 0.0,
+    tolerance=0.0,
+    operations=layer.operations,
+    numbers=like.size + sum(a.size for a in arguments),
+  )
+
+
+GROUPS = {
+  'kmeans': _kmeans_contests,
+  'mixtures': _em_contests,
+  'autoencoder': _training_contests,
+  'layers': _layer_contests,
+}
 
 
 def _contest(

@@ -197,7 +197,7 @@ def _run_sweep(config, dataset, path, seconds):
 def _run_benchmark(config, dataset, path, seconds):
   """Measures this code against its peers; writes benchmark.json."""
   key = jax.random.key(config.seed)
-  x = _pixels(dataset.images)
+  images = jnp.asarray(dataset.images)
   options = config.benchmark.to_dict()
   workdir.rewind_log(path, 'benchmark', 'row', 0)
   rows = []
@@ -205,7 +205,7 @@ def _run_benchmark(config, dataset, path, seconds):
     _timed(seconds, 'benchmark'),
     report.progress('benchmark', benchmark.num_rows(**options)) as show,
   ):
-    records = benchmark.run(key, x, **options)
+    records = benchmark.run(key, images, **options)
     limits = next(records)
     try:
       for record in records:
@@ -456,9 +456,9 @@ def _check_sweep(config, dataset):
 
 
 def _check_benchmark(config, dataset):
-  num_features = _check_points(config, dataset, False)
+  _check_images(dataset.images, True)
   options = config.benchmark.to_dict()
-  benchmark.check_options(len(dataset.images), num_features, **options)
+  benchmark.check_options(dataset.images.shape, **options)
 
 
 def _check_points(config, dataset, encoded):

@@ -2,16 +2,24 @@
 
 A peer is a table of tasks; each is prepared with its data. Seedings and fits
 of k-means return centers `[R, K, D]`, steps of EM a function that tells the
-mean log-likelihood. A library is imported when it is asked for.
+mean log-likelihood, an epoch of training its mean loss. A library is imported
+when it is asked for.
 
-Axes: N points, D features, K clusters or components, R restarts.
+Axes: N points or images, D features, K clusters or components, R restarts,
+H height, W width, C channels.
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import math
+import pathlib
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,29 +36,42 @@ class Task(NamedTuple):
   num_parts: int = 1  # of equal work, to divide the time by
 
 
-# Peer -> the module to import.
+class Training(NamedTuple):
+  """Epochs of an autoencoder by Adam, all in one order."""
+
+  images: np.ndarray  # [N, H, W, C] uint8 or floats in [0, 1], in that order
+  params: Sequence  # (kernel [3, 3, I, O], bias [O]) of each convolution
+  num_levels: int  # of the encoder, whose convolutions come first
+  batch_size: int
+  learning_rate: float
+
+
+# Peer -> the modules that it needs.
 _MODULES = {
-  'scikit-learn': 'sklearn',
-  'scikit-learn, Elkan': 'sklearn',
-  'faiss': 'faiss',
-  'torch': 'torch',
+  'scikit-learn': ('sklearn',),
+  'scikit-learn, Elkan': ('sklearn',),
+  'faiss': ('faiss',),
+  'torch': ('torch',),
+  'keras': ('keras', 'tensorflow'),
 }
 
 
 def installed() -> dict[str, dict[str, Callable]]:
   """The tasks of each peer that can be compared with on this machine: on an
   accelerator only of the one that uses it too."""
-  found = [n for n, module in _MODULES.items() if _is_found(module)]
+  found = [n for n, modules in _MODULES.items() if all(map(_is_found, modules))]
   if jax.default_backend() != 'cpu':
     found = [n for n in found if n == 'torch' and _torch_sees_the_device()]
   return {name: _TASKS[name] for name in found}
 
 
 def versions() -> dict[str, str]:
-  """The version of each peer that `installed` names."""
+  """The version of each module of the peers that `installed` names."""
+  distributions = importlib.metadata.packages_distributions()
   return {
-    name: importlib.import_module(_MODULES[name]).__version__
+    module: importlib.metadata.version(distributions[module][0])
     for name in installed()
+    for module in _MODULES[name]
   }
 
 
@@ -278,6 +299,94 @@ def _torch_em(x, params, reg, num_steps):
   return Task(run, num_steps)
 
 
+def _torch_training(training: Training):
+  """The network in channels last, as fits the CPU, and the images resident."""
+  import torch
+  from torch.nn import functional
+
+  images, *flat = _to_torch(
+    training.images, *(array for pair in training.params for array in pair)
+  )
+  images = images.permute(0, 3, 1, 2)  # and so in channels last
+  scale = 255 if images.dtype == torch.uint8 else 1
+  kernels = [
+    kernel.permute(3, 2, 0, 1)
+    .contiguous(memory_format=torch.channels_last)
+    .requires_grad_()
+    for kernel in flat[::2]
+  ]
+  biases = [bias.requires_grad_() for bias in flat[1::2]]
+  adam = torch.optim.Adam([*kernels, *biases], lr=training.learning_rate)
+  num_levels = training.num_levels
+
+  def network(x):
+    sizes = []
+    for i, layer in enumerate(zip(kernels, biases, strict=True)):
+      if i > num_levels:
+        x = functional.interpolate(x, scale_factor=2, mode='nearest')
+        height, width = sizes[2 * num_levels - i]
+        x = x[:, :, :height, :width]
+      x = functional.conv2d(x, *layer, padding=1).relu()
+      if i < num_levels:
+        sizes.append(x.shape[2:])
+        x = functional.max_pool2d(x, 2, ceil_mode=True)
+    return x
+
+  def run():
+    total = torch.zeros((), device=images.device)
+    for batch in images.split(training.batch_size):
+      pixels = batch.float() / scale
+      loss = functional.mse_loss(network(pixels), pixels)
+      adam.zero_grad()
+      loss.backward()
+      adam.step()
+      total += loss.detach() * len(batch)
+    return float(total) / len(images)
+
+  return Task(run)
+
+
+class _KerasWorker:
+  """A process that trains an epoch for each line that it is sent."""
+
+  def __init__(self, training):
+    folder = tempfile.TemporaryDirectory()
+    path = pathlib.Path(folder.name, 'training.npz')
+    arrays = training._asdict()
+    for i, (kernel, bias) in enumerate(arrays.pop('params')):
+      arrays |= {f'kernel_{i}': kernel, f'bias_{i}': bias}
+    np.savez(path, **arrays)
+    script = pathlib.Path(__file__).with_name('keras_worker.py')
+    self._process = subprocess.Popen(
+      [sys.executable, script, path],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+    )
+    weakref.finalize(self, _end, self._process, folder)
+
+  def __call__(self):
+    self._process.stdin.write('epoch\n')
+    self._process.stdin.flush()
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(
+        f'the process of Keras ended with status {self._process.wait()}: '
+        'see whether `import keras, tensorflow` works'
+      )
+    return float(line)
+
+
+def _end(process, folder):
+  process.communicate()
+  folder.cleanup()
+
+
+def _keras_training(training: Training):
+  return Task(_KerasWorker(training))
+
+
 _TASKS = {
   'scikit-learn': {
     'seeding': _sklearn_seeding,
@@ -288,5 +397,10 @@ _TASKS = {
     'kmeans': functools.partial(_sklearn_kmeans, algorithm='elkan')
   },
   'faiss': {'kmeans': _faiss_kmeans},
-  'torch': {'kmeans': _torch_kmeans, 'em': _torch_em},
+  'torch': {
+    'kmeans': _torch_kmeans,
+    'em': _torch_em,
+    'training': _torch_training,
+  },
+  'keras': {'training': _keras_training},
 }

@@ -12,35 +12,66 @@ from jaxclust.numerics import InputError
 from jaxclust.peers import Task
 
 OPTIONS = {
-  'num_clusters': 4,
-  'num_restarts': 2,
-  'many_clusters': 6,
-  'many_steps': 5,
-  'num_components': 3,
-  'covariances': tuple(gmm.FAMILIES),
-  'dims': (4, 4, 4, 4),
-  'em_steps': 3,
+  'groups': ('kmeans', 'mixtures', 'autoencoder'),
   'rounds': 2,
   'limit_size': 32,
+  'kmeans': {
+    'num_clusters': 4,
+    'num_restarts': 2,
+    'many_clusters': 6,
+    'many_steps': 5,
+  },
+  'mixtures': {
+    'num_components': 3,
+    'covariances': tuple(gmm.FAMILIES),
+    'dims': (4, 4, 4, 4),
+    'em_steps': 3,
+  },
+  'autoencoder': {'features': (4, 2), 'batch_size': 64, 'learning_rate': 1e-2},
 }
+
+
+def images(num_images=300):
+  """Images of 7x5x2, odd in size, around one of eight pictures."""
+  rng = np.random.default_rng(0)
+  pictures = rng.uniform(0.2, 0.8, (8, 7, 5, 2))
+  noise = 0.1 * rng.uniform(-1, 1, (num_images, 7, 5, 2))
+  x = pictures[rng.integers(8, size=num_images)] + noise
+  return jnp.asarray(x, jnp.float32)
 
 
 @pytest.mark.slow
 def test_every_installed_peer_does_the_same(monkeypatch):
   monkeypatch.setattr(benchmark, '_PAUSE', 0)
-  x = jax.random.normal(jax.random.key(0), (300, 6))
-  x = x + 3 * jnp.sign(x)
-  limits, *rows = benchmark.run(jax.random.key(0), x, **OPTIONS)
+  limits, *rows = benchmark.run(jax.random.key(0), images(), **OPTIONS)
   assert min(limits.values()) > 0
-  assert len(rows) == benchmark.num_rows(**OPTIONS) == 7
-  seeding, *_, last = rows
-  assert set(seeding['ratio']) == set(peers.installed()) & {'scikit-learn'}
-  mixtures = {'scikit-learn', 'torch'}
-  assert set(last['ratio']) == set(peers.installed()) & mixtures
+  assert len(rows) == benchmark.num_rows(**OPTIONS) == 8
+  seeding, *_, mixture, epoch = rows
+  for row, names in (
+    (seeding, {'scikit-learn'}),
+    (mixture, {'scikit-learn', 'torch'}),
+    (epoch, {'torch', 'keras'}),
+  ):
+    assert set(row['ratio']) == set(peers.installed()) & names
   for row in rows[1:]:
     ours = row['objective'][OURS]
     for objective in row['objective'].values():
       assert objective == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_each_layer_is_a_row_of_its_own(monkeypatch):
+  monkeypatch.setattr(benchmark, '_PAUSE', 0)
+  options = OPTIONS | {'groups': ('layers',)}
+  _, *rows = benchmark.run(jax.random.key(0), images(), **options)
+  assert len(rows) == benchmark.num_rows(**options) == 18
+  names = [row['name'] for row in rows]
+  assert names[0] == 'encoder 0, 7 x 5 x 2 to 7 x 5 x 4, forward'
+  assert names[1] == 'encoder 0, 7 x 5 x 2 to 7 x 5 x 4, gradient of its kernel'
+  assert names[-2] == (
+    'decoder 2, 4 x 3 x 4 to 7 x 5 x 2, gradient of its input'
+  )
+  assert all(row['ratio'] == {} and row['limit'] > 0 for row in rows)
 
 
 def test_scikit_learn_computes_in_float32(monkeypatch):
@@ -95,16 +126,20 @@ def test_another_objective_ends_the_measurement(other):
 
 
 @pytest.mark.parametrize(
-  ('options', 'message'),
+  ('group', 'options', 'message'),
   [
-    ({'rounds': 0}, 'rounds is 0'),
-    ({'many_clusters': 99}, '99 clusters are asked for'),
-    ({'covariances': ('full',)}, 'one for each of the 4 dims'),
-    ({'covariances': ('full', 'tied', 'diag', 'round')}, 'covariances are'),
-    ({'dims': (4, 4, 4, 9)}, 'dims reach 9'),
-    ({'dims': (4, 4, 4, 0)}, r'dims\[3\] is 0'),
+    ('', {'rounds': 0}, 'rounds is 0'),
+    ('', {'groups': ('kmeans', 'forests')}, 'groups are'),
+    ('kmeans', {'many_clusters': 99}, '99 clusters are asked for'),
+    ('mixtures', {'covariances': ('full',)}, 'one for each of the 4 dims'),
+    ('mixtures', {'covariances': ('full', 'tied', 'diag', 'a')}, 'covariances'),
+    ('mixtures', {'dims': (4, 4, 4, 9)}, 'dims reach 9'),
+    ('mixtures', {'dims': (4, 4, 4, 0)}, r'dims\[3\] is 0'),
+    ('autoencoder', {'features': ()}, 'features is empty'),
+    ('autoencoder', {'batch_size': 0}, 'batch_size is 0'),
   ],
 )
-def test_options_that_cannot_be_used_are_named(options, message):
+def test_options_that_cannot_be_used_are_named(group, options, message):
+  changed = {group: OPTIONS[group] | options} if group else options
   with pytest.raises(InputError, match=message):
-    benchmark.check_options(50, 6, **(OPTIONS | options))
+    benchmark.check_options((50, 3, 2, 1), **(OPTIONS | changed))

@@ -21,7 +21,7 @@ LAYERS = [
   {'metrics', 'data', 'layers', 'workdir', 'seeding'},
   {'kmeans', 'autoencoder', 'report'},
   {'gmm', 'training'},
-  {'peers', 'selection'},
+  {'peers', 'selection', 'keras_worker'},
   {'benchmark'},
   {'experiments'},
 ]

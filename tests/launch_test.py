@@ -30,9 +30,9 @@ SMALL |= {
     '--config.training.num_epochs=2',
   ],
   'benchmark': [
-    '--config.benchmark.num_restarts=2',
-    "--config.benchmark.covariances=('tied',)",
-    '--config.benchmark.dims=(8,)',
+    '--config.benchmark.kmeans.num_restarts=2',
+    "--config.benchmark.mixtures.covariances=('tied',)",
+    '--config.benchmark.mixtures.dims=(8,)',
     '--config.benchmark.rounds=2',
     '--config.benchmark.limit_size=64',
   ],
@@ -127,11 +127,15 @@ def test_a_benchmark_writes_what_it_measured(tmp_path, capfd):
   results = read(tmp_path, 'benchmark.json')
   assert results['versions'] == read(tmp_path)['versions']
   assert results['limits']['operations_per_second'] > 1e6
-  assert len(results['rows']) == 4
+  *rows, epoch = results['rows']
+  assert len(rows) == 4
+  assert 'scikit-learn' not in epoch['ratio']
+  assert all('scikit-learn' in row['ratio'] for row in rows)
+  assert results['peers']['sklearn'] == results['versions']['scikit-learn']
   for row in results['rows']:
     assert row['objective']['jaxclust'] != 0
-    ratio = row['ratio']['scikit-learn']
-    assert 0 < ratio['least'] <= ratio['largest']
+    for ratio in row['ratio'].values():
+      assert 0 < ratio['least'] <= ratio['largest']
     assert all(len(seconds) == 2 for seconds in row['seconds'].values())
   assert (tmp_path / 'figures' / 'benchmark.png').stat().st_size > 10_000
 
