@@ -52,7 +52,7 @@ _MODULES = {
   'scikit-learn, Elkan': ('sklearn',),
   'faiss': ('faiss',),
   'torch': ('torch',),
-  'keras': ('keras', 'tensorflow'),
+  'Keras': ('keras', 'tensorflow'),
 }
 
 
@@ -402,5 +402,5 @@ _TASKS = {
     'em': _torch_em,
     'training': _torch_training,
   },
-  'keras': {'training': _keras_training},
+  'Keras': {'training': _keras_training},
 }

@@ -182,11 +182,36 @@ def _seconds(value):
 
 
 def benchmark_figure(path: pathlib.Path, rows: Sequence[dict]) -> None:
-  """Draws how many times as long each peer takes, with the spread of rounds."""
+  """Draws how many times as long each peer takes, with the spread of rounds,
+  and the seconds of the rows without a peer."""
+  panels = [
+    (draw, part)
+    for draw, part in (
+      (_draw_ratios, [row for row in rows if row['ratio']]),
+      (_draw_seconds, [row for row in rows if not row['ratio']]),
+    )
+    if part
+  ]
+  heights = [1.2 + _inches(part) for _, part in panels]
+  figure = Figure(figsize=(9, sum(heights)), layout='constrained')
+  all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[
+    :, 0
+  ]
+  for axes, (draw, part) in zip(all_axes, panels, strict=True):
+    draw(axes, part)
+    axes.set_yticks(range(len(part)), [row['name'] for row in part])
+    axes.invert_yaxis()
+  _save(figure, path)
+
+
+def _inches(rows):
+  """The height of rows, of a bar for each contestant."""
+  return 0.15 * sum(1 + len(row['seconds']) for row in rows)
+
+
+def _draw_ratios(axes, rows):
   names = list(dict.fromkeys(name for row in rows for name in row['ratio']))
-  figure = Figure(figsize=(9, 1.2 + 0.7 * len(rows)), layout='constrained')
-  axes = figure.add_subplot()
-  height = 0.8 / max(len(names), 1)
+  height = 0.8 / len(names)
   for i, name in enumerate(names):
     found = [
       (place + (i - (len(names) - 1) / 2) * height, row['ratio'][name])
@@ -201,15 +226,20 @@ def benchmark_figure(path: pathlib.Path, rows: Sequence[dict]) -> None:
     bars = axes.barh(places, medians - 1, height, **options)
     axes.bar_label(bars, [f'{m:.1f}' for m in medians], padding=6, fontsize=8)
   axes.axvline(1, color='black', linewidth=1)
-  axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
-  axes.invert_yaxis()
   axes.set_xscale('log')
   axes.xaxis.set_major_formatter('{x:g}')
+  axes.xaxis.set_minor_formatter('')
   axes.set_xlabel('seconds of the peer over those of jaxclust')
   axes.margins(x=0.15)
-  if names:
-    axes.legend()
-  _save(figure, path)
+  axes.legend()
+
+
+def _draw_seconds(axes, rows):
+  medians = [1e3 * row['median']['jaxclust'] for row in rows]
+  bars = axes.barh(range(len(rows)), medians)
+  axes.bar_label(bars, [f'{m:.2g}' for m in medians], padding=3, fontsize=8)
+  axes.set_xlabel('milliseconds')
+  axes.margins(x=0.1)
 
 
 def loss_curve(path: pathlib.Path, records: Sequence[dict]) -> None:

@@ -50,7 +50,7 @@ def test_every_installed_peer_does_the_same(monkeypatch):
   for row, names in (
     (seeding, {'scikit-learn'}),
     (mixture, {'scikit-learn', 'torch'}),
-    (epoch, {'torch', 'keras'}),
+    (epoch, {'torch', 'Keras'}),
   ):
     assert set(row['ratio']) == set(peers.installed()) & names
   for row in rows[1:]:
