@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import os
 import pathlib
 import sys
 import time
@@ -118,6 +119,7 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
     RunError: if the training diverges, or a peer did not do the same.
   """
   _keep_freed_memory()
+  _keep_programs()
   seconds = {}
   with _recorded_warnings() as messages:
     with _timed(seconds, 'data'):
@@ -506,6 +508,20 @@ def _keep_freed_memory():
     mallopt = ctypes.CDLL(None).mallopt
     for option, value in _MALLOC_OPTIONS.items():
       mallopt(option, value)
+
+
+def _keep_programs():
+  """Lets later runs load what this one compiles, unless the user has said
+  where JAX is to keep programs."""
+  if jax.config.jax_compilation_cache_dir:
+    return
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  path = pathlib.Path(home, 'jaxclust').expanduser()
+  with contextlib.suppress(OSError, RuntimeError):
+    path.mkdir(parents=True, exist_ok=True)
+    if os.access(path, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', str(path))
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

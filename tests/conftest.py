@@ -1,12 +1,16 @@
-"""Strict numerics for every test, and a compiler that does not run full."""
+"""Strict numerics for every test, and a compiler that does not run full and
+has no memory of earlier tests."""
 
 import gc
+import os
 
 import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_enable_compilation_cache', False)
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'  # for what tests start
 
 
 @pytest.fixture(autouse=True, scope='module')

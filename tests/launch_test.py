@@ -1,5 +1,6 @@
 """The command line: every config from end to end, and what it answers."""
 
+import ctypes
 import json
 import os
 import pathlib
@@ -51,6 +52,66 @@ def run(name, path, *flags):
 
 def read(path, name='summary.json'):
   return json.loads((path / name).read_text())
+
+
+ALLOCATE = """
+import ctypes
+from jaxclust import experiments
+
+class Info(ctypes.Structure):  # as mallinfo(3) has it
+  _fields_ = [(name, ctypes.c_size_t) for name in (
+    'arena', 'ordblks', 'smblks', 'hblks', 'mapped', 'usmblks', 'fsmblks',
+    'used', 'free', 'keepcost')]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+before = libc.mallinfo2()
+experiments._keep_freed_memory()
+large = libc.malloc(ctypes.c_size_t(2**27))
+assert libc.mallinfo2().mapped == before.mapped, 'a map of its own'
+libc.free(ctypes.c_void_p(large))
+assert libc.mallinfo2().free >= 2**27, 'given back'
+"""
+
+
+@pytest.mark.skipif(
+  not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='only glibc tells'
+)
+def test_large_buffers_stay_with_the_process_once_freed():
+  subprocess.run([sys.executable, '-c', ALLOCATE], check=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_a_second_run_loads_what_the_first_has_compiled(tmp_path):
+  arrays, programs = [], []
+  for name in ('first', 'second'):
+    command = [sys.executable, 'launch.py', '--config=configs/gmm.py:digits']
+    command += [f'--workdir={tmp_path / name}', *SMALL['gmm']]
+    environment = os.environ | {
+      'XDG_CACHE_HOME': str(tmp_path),
+      'JAX_COMPILATION_CACHE_DIR': '',
+      'JAX_ENABLE_COMPILATION_CACHE': '1',
+    }
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    arrays.append((tmp_path / name / 'assignments.npz').read_bytes())
+    entries = (tmp_path / 'jaxclust').glob('*-cache')
+    programs.append({path.name for path in entries})
+  assert programs[0]
+  assert programs[0] == programs[1]
+  assert arrays[0] == arrays[1]
+
+
+def test_a_place_that_cannot_be_written_keeps_no_programs(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', None)
+  experiments._keep_programs()
+  assert jax.config.jax_compilation_cache_dir is None
+  jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_every_config_is_run_here():

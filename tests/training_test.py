@@ -5,6 +5,7 @@ import functools
 import chex
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -96,6 +97,26 @@ def test_steps_are_those_of_a_plain_network_and_optax():
   chex.assert_trees_all_close(
     plain_params(state.params), params, rtol=1e-3, atol=1e-4
   )
+
+
+def test_gradients_are_those_of_a_plain_network():
+  pixels = training.as_pixels(draw_images(64))
+  params = training.init(KEY, MODEL).params
+  weight = jnp.ones(64)
+
+  def plain_loss(params):
+    return jnp.square(PlainAutoencoder().apply(params, pixels) - pixels).mean()
+
+  with jax.numpy_dtype_promotion('standard'):
+    expected = jax.jit(jax.grad(plain_loss))(plain_params(params))
+  loss = functools.partial(training.batch_loss, model=MODEL)
+  found, _ = jax.jit(jax.grad(loss, has_aux=True))(params, pixels, weight)
+  found, expected = (
+    jax.flatten_util.ravel_pytree(tree)[0]
+    for tree in (plain_params(found), expected)
+  )
+  gap = jnp.linalg.norm(found - expected)
+  assert gap < 1e-5 * jnp.linalg.norm(expected)
 
 
 def test_training_lowers_the_loss():
