@@ -244,14 +244,10 @@ def _ratio(theirs, ours):
   }
 
 
-def _pixels(images):
-  return training.as_pixels(images).reshape(len(images), -1)
-
-
 def _kmeans_contests(
   key, images, num_clusters, num_restarts, many_clusters, many_steps
 ):
-  x = _pixels(images)
+  x = training.as_points(images)
   shape = f'{len(x):,} x {x.shape[1]}'
 
   def seed():
@@ -318,7 +314,7 @@ def _lloyd(name, x, starts, max_steps, tol):
 
 
 def _em_contests(key, images, num_components, covariances, dims, em_steps):
-  x = _pixels(images)
+  x = training.as_points(images)
   for covariance, dim in zip(covariances, dims, strict=True):
     yield _em_contest(key, x, num_components, covariance, dim, em_steps)
 

@@ -227,10 +227,10 @@ def _points(config, dataset, encoded, path, seconds):
   splits = {'train': dataset.images}
   if dataset.test_images is not None:
     splits['test'] = dataset.test_images
-  if not encoded:
-    return {split: _pixels(images) for split, images in splits.items()}
-  key = jax.random.key(config.seed)
   splits = {split: jnp.asarray(images) for split, images in splits.items()}
+  if not encoded:
+    return {s: training.as_points(images) for s, images in splits.items()}
+  key = jax.random.key(config.seed)
   with _timed(seconds, 'autoencoder'):
     model, params = _train_autoencoder(config, splits, key, path)
   with _timed(seconds, 'encode'):
@@ -243,11 +243,6 @@ def _points(config, dataset, encoded, path, seconds):
     if config.standardize:
       points = _standardize(points)
     return jax.block_until_ready(points)
-
-
-def _pixels(images):
-  images = jnp.asarray(images)
-  return training.as_pixels(images).reshape(len(images), -1)
 
 
 def _train_autoencoder(config, splits, key, path):

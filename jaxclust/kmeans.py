@@ -194,7 +194,7 @@ def fit_minibatch(
     block_size=block_size,
   )
   result = best(state)
-  _warn_of_empty(result)
+  _warn_of_empty(result, stacklevel=3)
   return result
 
 
@@ -506,7 +506,7 @@ def warn(result: KMeansResult) -> None:
     return
   reason = int(result.stop_reason)
   if reason == StopReason.CONVERGED:
-    _warn_of_empty(result)
+    _warn_of_empty(result, stacklevel=4)
   if reason == StopReason.MAX_STEPS:
     warnings.warn(
       f'k-means did not converge in {int(result.num_steps)} steps: '
@@ -521,7 +521,7 @@ def warn(result: KMeansResult) -> None:
     )
 
 
-def _warn_of_empty(result):
+def _warn_of_empty(result, stacklevel):
   num_clusters = result.counts.shape[0]
   if isinstance(result.counts, jax.core.Tracer):
     return
@@ -530,7 +530,7 @@ def _warn_of_empty(result):
     warnings.warn(
       f'k-means found {occupied} distinct of {num_clusters} clusters: '
       'x has too few distinct rows',
-      stacklevel=4,
+      stacklevel=stacklevel,
     )
 
 

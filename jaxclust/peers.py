@@ -9,6 +9,7 @@ Axes: N points or images, D features, K clusters or components, R restarts,
 H height, W width, C channels.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -367,8 +368,9 @@ class _KerasWorker:
     weakref.finalize(self, _end, self._process, folder)
 
   def __call__(self):
-    self._process.stdin.write('epoch\n')
-    self._process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # told below
+      self._process.stdin.write('epoch\n')
+      self._process.stdin.flush()
     line = self._process.stdout.readline()
     if not line:
       raise RuntimeError(

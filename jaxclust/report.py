@@ -173,7 +173,8 @@ def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
   say(
     'ratio: the seconds of the row over those of the first; limit: the plain '
     f'algorithm at {limits["operations_per_second"] / 1e9:.0f} GFLOP/s and '
-    f'{limits["bytes_per_second"] / 1e9:.1f} GB/s, as measured here'
+    f'{limits["bytes_per_second"] / 1e9:.1f} GB/s, as measured here, and its '
+    'share of our time, above 1 where caches or bounds spare work'
   )
 
 

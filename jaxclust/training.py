@@ -152,6 +152,11 @@ def batch_loss(
   return total / weight.sum(), total
 
 
+def as_points(images: jax.Array) -> jax.Array:
+  """Pixels `[N, H W C]` of images `[N, H, W, C]`, as `as_pixels` has them."""
+  return as_pixels(images).reshape(len(images), -1)
+
+
 def as_pixels(images: jax.Array) -> jax.Array:
   """Images as floats; bytes 0 to 255 become 0 to 1."""
   pixels = numerics.as_float(images)

@@ -74,6 +74,14 @@ def test_each_layer_is_a_row_of_its_own(monkeypatch):
   assert all(row['ratio'] == {} and row['limit'] > 0 for row in rows)
 
 
+def test_a_worker_that_ends_says_so(monkeypatch):
+  monkeypatch.setattr(peers.sys, 'executable', 'false')
+  given = peers.Training(np.zeros((1, 2, 2, 1)), (), 0, 1, 1e-3)
+  worker = peers._KerasWorker(given)
+  with pytest.raises(RuntimeError, match='Keras ended with status 1'):
+    worker()
+
+
 def test_scikit_learn_computes_in_float32(monkeypatch):
   fitted = []
   monkeypatch.setattr(

@@ -109,9 +109,11 @@ def test_a_place_that_cannot_be_written_keeps_no_programs(
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   before = jax.config.jax_compilation_cache_dir
   jax.config.update('jax_compilation_cache_dir', None)
-  experiments._keep_programs()
-  assert jax.config.jax_compilation_cache_dir is None
-  jax.config.update('jax_compilation_cache_dir', before)
+  try:
+    experiments._keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_every_config_is_run_here():
