@@ -96,7 +96,7 @@ def test_a_second_run_loads_what_the_first_has_compiled(tmp_path):
     arrays.append((tmp_path / name / 'assignments.npz').read_bytes())
     entries = (tmp_path / 'jaxclust').glob('*-cache')
     programs.append({path.name for path in entries})
-  assert programs[0]
+  assert len(programs[0]) > 20  # and so the small ones too
   assert programs[0] == programs[1]
   assert arrays[0] == arrays[1]
 
