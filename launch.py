@@ -27,13 +27,13 @@ def main(argv: Sequence[str]) -> int:
     return _fail(e, 2)
   if config is None:
     return 0
-  from jaxclust import experiments, numerics
+  from jaxclust import experiments, fitting, numerics
 
   try:
     path = experiments.run(config, workdir)
   except numerics.InputError as error:
     return _fail(error, 2)
-  except experiments.RunError as error:
+  except fitting.RunError as error:
     return _fail(error, 3)
   print(os.path.relpath(path))
   return 0

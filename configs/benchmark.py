@@ -40,6 +40,8 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
         'features': (16, 8, 8),
         'batch_size': 256,
         'learning_rate': 1e-3,
+        'dtype': 'float32',  # or bfloat16, of activations
+        'num_seeds': 1,  # networks side by side
       },
     }
   )

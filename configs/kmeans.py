@@ -14,6 +14,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config = ConfigDict()
   config.experiment = 'kmeans'
   config.seed = 0
+  config.num_seeds = 1  # runs, with seeds from there on
   config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
   config.kmeans = ConfigDict(
     {

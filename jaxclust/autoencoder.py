@@ -9,12 +9,14 @@ have 4,385 parameters and a code of 4 x 4 x 8 = 128 numbers.
 Axes: B batch, H height, W width, C channels, D numbers of the code.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxclust import layers, numerics
 from jaxclust.numerics import InputError
@@ -26,10 +28,13 @@ class Autoencoder(nn.Module):
   Attributes:
     image_shape: (H, W, C).
     features: channels after each convolution of the encoder.
+    dtype: of the maps between layers; parameters, codes and reconstructions are
+      float32.
   """
 
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (16, 8, 8)
+  dtype: Any = jnp.float32
 
   def setup(self):
     channels = self.image_shape[-1]
@@ -51,19 +56,20 @@ class Autoencoder(nn.Module):
 
   def encode(self, images: jax.Array) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
-    x = images
+    x = images.astype(self.dtype)
     for conv in self.encoder:
       x = layers.relu_pool(conv(x))
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
   def decode(self, latents: jax.Array) -> jax.Array:
     """Images `[B, H, W, C]` of codes `[B, D]`."""
     sizes = level_sizes(self.image_shape, len(self.features))
-    x = latents.reshape(latents.shape[0], *sizes[-1], self.features[-1])
+    x = latents.astype(self.dtype)
+    x = x.reshape(x.shape[0], *sizes[-1], self.features[-1])
     x = nn.relu(self.decoder[0](x))
     for conv, size in zip(self.decoder[1:], sizes[-2::-1], strict=True):
       x = nn.relu(conv(x, size))
-    return x
+    return x.astype(jnp.float32)
 
 
 class Conv(nn.Module):
@@ -79,14 +85,13 @@ class Conv(nn.Module):
       'kernel',
       nn.initializers.glorot_uniform(),
       (3, 3, x.shape[-1], self.features),
-      x.dtype,
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), x.dtype)
+    ).astype(x.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
     if size is None:
       x = layers.conv(x, kernel)
     else:
       x = layers.upsample_conv(x, kernel, size)
-    return x + bias.reshape(1, 1, 1, -1)
+    return x + bias.reshape(1, 1, 1, -1).astype(x.dtype)
 
 
 def check_options(*, features: Sequence[int]) -> None:
@@ -110,6 +115,18 @@ def level_sizes(
     height, width = sizes[-1]
     sizes.append((-(-height // 2), -(-width // 2)))
   return sizes
+
+
+def count_operations(model: Autoencoder) -> int:
+  """Additions and multiplications of the plain network for one image."""
+  sizes = level_sizes(model.image_shape, len(model.features))
+  areas = [height * width for height, width in sizes]
+  channels = [model.image_shape[-1], *model.features]
+  pairs = [a * b for a, b in itertools.pairwise(channels)]
+  inner = areas[-1] * channels[-1] ** 2
+  # Each level is passed on the way down and, mirrored, on the way up.
+  levels = zip(areas[:-1], pairs, strict=True)
+  return 18 * (inner + 2 * sum(area * pair for area, pair in levels))
 
 
 def code_size(

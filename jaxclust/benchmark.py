@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from jaxclust import gmm, kmeans, layers, numerics, peers, training
-from jaxclust.autoencoder import Autoencoder, level_sizes
+from jaxclust.autoencoder import Autoencoder, count_operations, level_sizes
 from jaxclust.autoencoder import check_options as check_network
 from jaxclust.numerics import InputError
 from jaxclust.peers import Task
@@ -108,6 +108,7 @@ def check_options(
     )
   autoencoder = dict(autoencoder)
   check_network(features=autoencoder.pop('features'))
+  numerics.check_count('num_seeds', autoencoder.pop('num_seeds'))
   training.check_options(num_epochs=rounds, **autoencoder)
 
 
@@ -149,7 +150,8 @@ def run(
       seeding, many_clusters and many_steps of the fit of one start.
     mixtures: num_components, covariances (a family for each mixture), dims (its
       D, of the principal components of the pixels) and em_steps of a task.
-    autoencoder: features, batch_size and learning_rate.
+    autoencoder: features, batch_size, learning_rate, dtype and num_seeds, how
+      many networks train side by side.
 
   Yields:
     First the limits of the machine, as `Limits._asdict`, then a record for each
@@ -351,48 +353,56 @@ def _em_contest(key, x, num_components, covariance, dim, num_steps):
   )
 
 
-def _training_contests(key, images, features, batch_size, learning_rate):
-  """Epochs from the same parameters; the first one's order is that of all of
-  the peers' epochs."""
+def _training_contests(
+  key, images, features, batch_size, learning_rate, dtype, num_seeds
+):
+  """Epochs of networks side by side, each from parameters and in an order of
+  its own; the peers train the first alone, always in the order of its first
+  epoch."""
   model = Autoencoder(images.shape[1:], tuple(features))
-  state = training.init(jax.random.fold_in(key, 0), model)
+  keys = jax.random.split(key, num_seeds)
+  state = training.init(keys, model)
   num_images = len(images)
-  order = jax.random.permutation(jax.random.fold_in(key, 0), num_images)
+  rows = jnp.arange(num_images, dtype=jnp.int32)
+  order = np.asarray(training.draw_order(keys, 0, rows, batch_size))[0]
   params = [
-    (np.asarray(layer['kernel']), np.asarray(layer['bias']))
+    (np.asarray(layer['kernel'])[0], np.asarray(layer['bias'])[0])
     for layer in model.convolutions(state.params)
   ]
-  num_steps = training.steps_per_epoch(num_images, batch_size)
+  rates = np.full(order.shape[0], learning_rate, np.float32)
+  epoch = 0
 
   def run():
-    nonlocal state
+    nonlocal state, epoch
     state = training.train_steps(
-      state,
+      training.start_epoch(state),
       images,
-      key,
-      num_steps,
-      model=model,
-      batch_size=batch_size,
-      learning_rate=learning_rate,
+      keys,
+      training.draw_order(keys, epoch, rows, batch_size),
+      rates,
+      model=model.clone(dtype=training.DTYPES[dtype]),
     )
-    return float(state.loss_sum) / num_images
+    epoch += 1
+    return float(state.loss_sum[0]) / num_images
 
   given = peers.Training(
-    np.asarray(images)[np.asarray(order)],
+    np.asarray(images)[order[order >= 0]],
     params,
     len(features),
     batch_size,
     learning_rate,
   )
-  operations = sum(3 * op.operations for op in _layers(model, batch_size))
+  together = f', {num_seeds} side by side, each' if num_seeds > 1 else ''
   yield _contest(
-    f'autoencoder, {num_images:,} images, batches of {batch_size}, an epoch',
+    f'autoencoder, {num_images:,} images, batches of {batch_size}, {dtype}, '
+    f'an epoch{together}',
     'training',
     run,
     (given,),
+    num_parts=num_seeds,
     objective=float,
-    tolerance=1e-3,
-    operations=operations * num_images / batch_size,
+    tolerance=1e-3 if dtype == 'float32' else 2e-2,
+    operations=3 * count_operations(model) * num_images,
     numbers=images.size / 4,
   )
 
@@ -451,9 +461,9 @@ def _by(size):
   return ' x '.join(map(str, size))
 
 
-def _layer_contests(key, images, features, batch_size, learning_rate):
+def _layer_contests(key, images, features, batch_size, **options):
   """Where an epoch's time goes: each layer alone, forward and backward."""
-  del learning_rate
+  del options
   model = Autoencoder(images.shape[1:], tuple(features))
   for layer in _layers(model, batch_size):
     arguments = [

@@ -1,22 +1,18 @@
 """Experiments: config -> data -> representation -> clusters -> run directory.
 
-Every phase is a loop on the host around bounded device calls, so that progress,
-metrics and checkpoints have a place. Training and the clustering of a pipeline
-take up what an earlier process of the same run has saved; a sweep and a
-benchmark begin again.
+A pipeline takes up what an earlier process of the same run has saved; a sweep
+and a benchmark begin again.
 
 Axes: N images, H height, W width, C channels, D features, K clusters.
 """
 
 import contextlib
 import ctypes
-import functools
 import importlib.metadata
 import os
 import pathlib
 import sys
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -30,62 +26,26 @@ from jaxclust import (
   autoencoder,
   benchmark,
   data,
+  fitting,
   gmm,
-  kmeans,
   metrics,
   numerics,
   peers,
   report,
   selection,
+  streaming,
   training,
   workdir,
 )
+from jaxclust.autoencoder import Autoencoder
+from jaxclust.fitting import CLUSTERERS, RunError
 from jaxclust.numerics import InputError, StopReason
 
-# Draws of a run, each from fold_in(key(seed), number).
-_INIT, _ORDER, _CLUSTERS = range(3)
-
-_SECONDS_BETWEEN_CHECKPOINTS = 10
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scikit-learn')
 
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
 # large buffers, never give back, take 256 MiB at a time.
 _MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
-
-# Operations of a device call that last about a second.
-_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
-
-
-class RunError(RuntimeError):
-  """A run that cannot go on; what it has saved stands."""
-
-
-class Clusterer(NamedTuple):
-  """What the experiments need to know of an algorithm."""
-
-  module: types.ModuleType  # start, run, best, warn and the checks of options
-  groups: str  # the option that holds K
-  score: str  # the field of a result that tells how well it fits
-  operations: Callable  # (N, D, K) -> of one step
-  predict: Callable  # (result, x [N, D]) -> labels [N]
-
-
-CLUSTERERS = {
-  'kmeans': Clusterer(
-    module=kmeans,
-    groups='num_clusters',
-    score='inertia',
-    operations=lambda n, d, k: 0.4 * n * d * k,  # bounds spare the rest
-    predict=lambda result, x: kmeans.predict(result.centers, x),
-  ),
-  'gmm': Clusterer(
-    module=gmm,
-    groups='num_components',
-    score='log_likelihood',
-    operations=lambda n, d, k: 4 * n * d * d * k,
-    predict=lambda result, x: gmm.predict(result.params, x),
-  ),
-}
 
 # Experiment -> whether images are encoded first, and the clusterer.
 PIPELINES = {
@@ -146,41 +106,61 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
 
 
 def _run_pipeline(config, dataset, path, seconds):
-  """Fits, labels and scores; writes all but the summary."""
+  """Fits, labels and scores for each seed; writes all but the summary."""
   encoded, name = PIPELINES[config.experiment]
-  clusterer = CLUSTERERS[name]
-  key = jax.random.key(config.seed)
-  points = _points(config, dataset, encoded, path, seconds)
-  options = config[name].to_dict()
-  with _timed(seconds, name):
-    result = _cluster(
-      clusterer,
-      name,
-      jax.random.fold_in(key, _CLUSTERS),
-      points['train'],
-      options,
-      path,
-    )
-  with _timed(seconds, 'score'):
-    labels = {
-      split: np.asarray(clusterer.predict(result, x))
-      for split, x in points.items()
-    }
-    num_groups = options[clusterer.groups]
-    _write_results(dataset, path, result, labels, points, num_groups)
-    return _scores(dataset, clusterer, result, labels, points, num_groups)
+  seeds = range(config.seed, config.seed + config.num_seeds)
+  rows = []
+  represented = _represent(config, dataset, encoded, seeds, path, seconds)
+  for seed, (points, trained) in zip(seeds, represented, strict=True):
+    options = config[name].to_dict()
+    with _timed(seconds, name):
+      result = fitting.cluster(path, name, seed, points['train'], options)
+    with _timed(seconds, 'score'):
+      clusterer = CLUSTERERS[name]
+      labels = {
+        split: np.asarray(clusterer.predict(result, x))
+        for split, x in points.items()
+      }
+      num_groups = options[clusterer.groups]
+      if seed == config.seed:
+        _write_results(dataset, path, seed, result, labels, points, num_groups)
+      scores = _scores(dataset, clusterer, result, labels, points, num_groups)
+    rows.append({'seed': seed, **scores, **trained})
+  first = {k: v for k, v in rows[0].items() if k != 'seed'}
+  return first if len(rows) == 1 else first | _over_seeds(rows)
+
+
+def _over_seeds(rows):
+  """The rows of all seeds, and mean and standard deviation of their numbers;
+  of purities, whose clusters have no common order, by rank."""
+
+  def over(fn, values):
+    first = values[0]
+    if isinstance(first, dict):
+      found = {k: over(fn, [v[k] for v in values]) for k in first}
+      return {k: v for k, v in found.items() if v is not None}
+    if isinstance(first, list):
+      return fn(np.sort(values), axis=0).tolist()
+    return float(fn(values)) if isinstance(first, int | float) else None
+
+  numbers = [{k: v for k, v in row.items() if k != 'seed'} for row in rows]
+  return {
+    'seeds': rows,
+    'mean': over(np.mean, numbers),
+    'std': over(np.std, numbers),
+  }
 
 
 def _run_sweep(config, dataset, path, seconds):
   """Clusters into each number of clusters, then scores all at once."""
-  key = jax.random.key(config.seed)
-  x = _points(config, dataset, config.encode, path, seconds)['train']
+  seeds = [config.seed]
+  represented = _represent(config, dataset, config.encode, seeds, path, seconds)
+  x = next(represented)[0]['train']
   counts = tuple(config.sweep.num_clusters)
-  workdir.rewind_log(path, 'sweep', 'num_clusters', 0)
+  workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
   records, labels = [], []
-  sweep = selection.sweep(
-    jax.random.fold_in(key, _CLUSTERS), x, **config.sweep.to_dict()
-  )
+  key = fitting.draw_keys(seeds, fitting.CLUSTERS)[0]
+  sweep = selection.sweep(key, x, **config.sweep.to_dict())
   with _timed(seconds, 'sweep'), report.progress('sweep', len(counts)) as show:
     for record in sweep:
       labels.append(record.pop('labels'))
@@ -201,7 +181,7 @@ def _run_benchmark(config, dataset, path, seconds):
   key = jax.random.key(config.seed)
   images = jnp.asarray(dataset.images)
   options = config.benchmark.to_dict()
-  workdir.rewind_log(path, 'benchmark', 'row', 0)
+  workdir.rewind_log(path, 'row', 0, phase='benchmark')
   rows = []
   with (
     _timed(seconds, 'benchmark'),
@@ -222,69 +202,40 @@ def _run_benchmark(config, dataset, path, seconds):
   return results
 
 
-def _points(config, dataset, encoded, path, seconds):
-  """What is clustered: codes or pixels `[N, D]` of each split."""
+def _represent(config, dataset, encoded, seeds, path, seconds):
+  """What is clustered for each seed: codes or pixels `[N, D]` of each split,
+  and what is to be told of the training."""
   splits = {'train': dataset.images}
   if dataset.test_images is not None:
     splits['test'] = dataset.test_images
-  splits = {split: jnp.asarray(images) for split, images in splits.items()}
   if not encoded:
-    return {s: training.as_points(images) for s, images in splits.items()}
-  key = jax.random.key(config.seed)
-  with _timed(seconds, 'autoencoder'):
-    model, params = _train_autoencoder(config, splits, key, path)
-  with _timed(seconds, 'encode'):
-    points = {
-      split: training.encode(
-        params, images, model=model, batch_size=config.training.batch_size
-      )
-      for split, images in splits.items()
-    }
-    if config.standardize:
-      points = _standardize(points)
-    return jax.block_until_ready(points)
-
-
-def _train_autoencoder(config, splits, key, path):
-  """Trains epoch by epoch; returns the network and its parameters."""
-  options = config.training
-  images = splits['train']
-  num_images = len(images)
-  model = autoencoder.Autoencoder(
-    images.shape[1:], tuple(config.autoencoder.features)
+    points = {s: training.as_points(jnp.asarray(i)) for s, i in splits.items()}
+    yield from ((points, {}) for _ in seeds)
+    return
+  options = config.training.to_dict()
+  placed = streaming.place(list(splits.values()), options['placement'])
+  splits = dict(zip(splits, placed, strict=True))
+  model = Autoencoder(
+    dataset.images.shape[1:], tuple(config.autoencoder.features)
   )
-  state = training.init(jax.random.fold_in(key, _INIT), model)
-  begun, state = workdir.restore(path, 'autoencoder', state) or (0, state)
-  workdir.rewind_log(path, 'autoencoder', 'epoch', begun)
-  saver = _Saver(path, 'autoencoder', begun)
-  with report.progress('autoencoder', options.num_epochs) as show:
-    for epoch in range(begun + 1, options.num_epochs + 1):
-      start = time.perf_counter()
-      state = training.train_steps(
-        state,
-        images,
-        jax.random.fold_in(key, _ORDER),
-        training.steps_per_epoch(num_images, options.batch_size),
-        model=model,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-      )
-      record = {'train_loss': float(state.loss_sum) / num_images}
-      elapsed = time.perf_counter() - start
-      if 'test' in splits:
-        loss = training.mean_loss(
-          state.params,
-          splits['test'],
-          model=model,
-          batch_size=options.batch_size,
-        )
-        record['val_loss'] = float(loss)
-      _check_losses(record, epoch, saver.last)
-      record['seconds'] = round(elapsed, 3)
-      workdir.log(path, phase='autoencoder', epoch=epoch, **record)
-      saver.save(epoch, state, final=epoch == options.num_epochs)
-      show(epoch, '  '.join(f'{k} {v:.5g}' for k, v in record.items()))
-  return model, state.params
+  with _timed(seconds, 'autoencoder'):
+    params, records = fitting.train(
+      path, model, splits['train'], splits.get('test'), seeds, options
+    )
+  for run, record in enumerate(records):
+    with _timed(seconds, 'encode'):
+      own = jax.tree.map(lambda a: a[run], params)  # noqa: B023
+      points = {
+        split: fitting.encode(model, own, images, options['batch_size'])
+        for split, images in splits.items()
+      }
+      if config.standardize:
+        points = _standardize(points)
+      points = jax.block_until_ready(points)
+    told = {
+      k: record[k] for k in ('epoch', 'train_loss', 'val_loss') if k in record
+    }
+    yield points, {'autoencoder': told}
 
 
 def _standardize(points):
@@ -294,52 +245,6 @@ def _standardize(points):
   rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=0)
   scale = jnp.where(deviation > 8 * rounding, deviation, 1)[None]
   return {split: x / scale for split, x in points.items()}
-
-
-def _check_losses(record, epoch, saved):
-  if not all(np.isfinite(loss) for loss in record.values()):
-    kept = f'the checkpoint of epoch {saved} stands' if saved else 'none saved'
-    raise RunError(
-      f'the losses are {record} at epoch {epoch}: lower '
-      f'config.training.learning_rate ({kept})'
-    )
-
-
-def _cluster(clusterer, name, key, x, options, path):
-  """Steps all runs until they stop; returns the best."""
-  module = clusterer.module
-  run_options, start_options = _split(options)
-  start = functools.partial(module.start, **start_options)
-  restored = workdir.restore(path, name, jax.eval_shape(start, key, x))
-  begun, state = restored or (0, start(key, x))
-  workdir.rewind_log(path, name, 'step', begun)
-  num_runs = len(state.num_steps)
-  num_steps = _steps_per_call(
-    num_runs * clusterer.operations(*x.shape, options[clusterer.groups])
-  )
-  saver = _Saver(path, name, begun)
-  step = begun
-  with report.progress(name, options['max_steps']) as show:
-    while (state.stop_reason == StopReason.RUNNING).any():
-      state, _ = module.run(state, x, num_steps, **run_options)
-      step = int(state.num_steps.max())
-      score = float(getattr(module.best(state), clusterer.score))
-      workdir.log(path, phase=name, step=step, **{clusterer.score: score})
-      saver.save(step, state)
-      running = int((state.stop_reason == StopReason.RUNNING).sum())
-      show(step, f'{clusterer.score} {score:.6g}  {running} running')
-  saver.save(step, state, final=True)
-  result = module.best(state)
-  module.warn(result)
-  return result
-
-
-def _split(options):
-  """Options of a clusterer's `run`, and those of its `start`."""
-  ends = {k: options[k] for k in ('max_steps', 'tol') if k in options}
-  start = {k: v for k, v in options.items() if k not in ends}
-  ridge = {'reg': options['reg']} if 'reg' in options else {}
-  return ends | ridge, start
 
 
 def _circumstances(config, dataset):
@@ -386,7 +291,7 @@ def _scores(dataset, clusterer, result, labels, points, num_groups):
   return summary | {'fit': fit}
 
 
-def _write_results(dataset, path, result, labels, points, num_groups):
+def _write_results(dataset, path, seed, result, labels, points, num_groups):
   arrays = {f'{split}_labels': found for split, found in labels.items()}
   if isinstance(result, gmm.GMMResult):
     for split, x in points.items():
@@ -394,7 +299,7 @@ def _write_results(dataset, path, result, labels, points, num_groups):
         gmm.responsibilities(result.params, x)
       )
   workdir.write_arrays(path, 'assignments.npz', **arrays)
-  losses = workdir.read_log(path, 'autoencoder')
+  losses = workdir.read_log(path, phase='autoencoder', seed=seed)
   if losses:
     report.loss_curve(path / 'figures' / 'loss.png', losses)
   if dataset.labels is not None:
@@ -407,22 +312,6 @@ def _write_results(dataset, path, result, labels, points, num_groups):
     )
 
 
-class _Saver:
-  """Saves checkpoints of a phase, but not more often than it is worth."""
-
-  def __init__(self, path, phase, begun):
-    self.path, self.phase = path, phase
-    self.last = begun
-    self._time = time.monotonic()
-
-  def save(self, step, state, final=False):
-    """Saves if the last time was long ago, or if this is the final state."""
-    due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    if step != self.last and (due or final):
-      workdir.save(self.path, self.phase, step, state)
-      self.last, self._time = step, time.monotonic()
-
-
 def _check(config, dataset):
   """Checks all options against the data, before anything is compiled."""
   if config.experiment not in EXPERIMENTS:
@@ -430,9 +319,12 @@ def _check(config, dataset):
       f'config.experiment is {config.experiment!r}: it must be one of '
       f'{", ".join(EXPERIMENTS)}'
     )
-  if not 0 <= config.seed < 2**32:
+  num_seeds = config.get('num_seeds', 1)
+  numerics.check_count('config.num_seeds', num_seeds)
+  if not 0 <= config.seed <= 2**32 - num_seeds:
     raise InputError(
-      f'config.seed is {config.seed}: it must be at least 0 and below 2**32'
+      f'config.seed is {config.seed}: it must be at least 0, and of '
+      f'{num_seeds} seeds from there on the last below 2**32'
     )
   EXPERIMENTS[config.experiment].check(config, dataset)
 
@@ -440,7 +332,7 @@ def _check(config, dataset):
 def _check_pipeline(config, dataset):
   encoded, name = PIPELINES[config.experiment]
   num_features = _check_points(config, dataset, encoded)
-  run_options, start_options = _split(config[name].to_dict())
+  run_options, start_options = fitting.split_options(config[name].to_dict())
   module = CLUSTERERS[name].module
   module.check_start(len(dataset.images), num_features, **start_options)
   module.check_steps(run_options['max_steps'], run_options['tol'])
@@ -466,7 +358,7 @@ def _check_points(config, dataset, encoded):
   if not encoded:
     return int(np.prod(shape))
   autoencoder.check_options(**config.autoencoder)
-  training.check_options(**config.training)
+  fitting.check_training(**config.training)
   return autoencoder.code_size(shape, config.autoencoder.features)
 
 
@@ -481,12 +373,6 @@ def _check_images(images, encoded):
       f'the images have values from {low:g} to {high:g}: the autoencoder '
       'takes floats from 0 to 1; rescale them, or give uint8'
     )
-
-
-def _steps_per_call(operations):
-  on_cpu = jax.default_backend() == 'cpu'
-  budget = _CPU_OPERATIONS if on_cpu else _ACCELERATOR_OPERATIONS
-  return int(np.clip(budget // operations, 1, 100))
 
 
 def _device():
@@ -523,7 +409,7 @@ def _keep_programs():
 def _timed(seconds: dict, phase: str) -> Iterator[None]:
   start = time.perf_counter()
   yield
-  seconds[phase] = time.perf_counter() - start
+  seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - start
 
 
 @contextlib.contextmanager

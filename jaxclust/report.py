@@ -68,31 +68,40 @@ def closing_table(summary: dict, reference: dict) -> None:
 
   Args:
     summary: with 'train' and 'test' scores as `metrics.scores` gives them,
-      where there are labels.
+      where there are labels; of several 'seeds' with their 'mean' and 'std'.
     reference: such scores as published, or what there is of them.
   """
   splits = [s for s in ('train', 'test') if s in summary]
   if not splits:
     say('no labels: there is nothing to compare the clusters with')
     return
-  columns = [(s, summary[s]) for s in splits]
-  columns += [(f'report {s}', reference[s]) for s in splits if s in reference]
+  title = summary['experiment']
+  if 'seeds' in summary:
+    title += f', {len(summary["seeds"])} seeds'
+  means, spreads = summary.get('mean', summary), summary.get('std', {})
+  columns = [(s, means[s], spreads.get(s, {})) for s in splits]
+  columns += [
+    (f'report {s}', reference[s], {}) for s in splits if s in reference
+  ]
   table = rich.table.Table(box=rich.box.SIMPLE)
-  table.add_column(summary['experiment'])
-  for title, _ in columns:
-    table.add_column(title, justify='right')
+  table.add_column(title)
+  for heading, *_ in columns:
+    table.add_column(heading, justify='right')
   for key, name in _SCORES.items():
-    table.add_row(name, *(_number(scores.get(key)) for _, scores in columns))
+    cells = [(scores.get(key), std.get(key)) for _, scores, std in columns]
+    table.add_row(name, *(_number(*cell) for cell in cells))
   table.add_section()
-  purities = [sorted(s.get('cluster_purity', ())) for _, s in columns]
+  purities = [sorted(s.get('cluster_purity', ())) for _, s, _ in columns]
   for rank in range(max(len(p) for p in purities)):
     cells = [p[-1 - rank] if rank < len(p) else None for p in purities]
     table.add_row(f'purity, rank {rank + 1}', *map(_number, cells))
   rich.console.Console().print(table)
 
 
-def _number(value):
-  return '' if value is None else f'{value:.4f}'
+def _number(value, spread=None):
+  if value is None:
+    return ''
+  return f'{value:.4f}' + ('' if spread is None else f' ± {spread:.4f}')
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:

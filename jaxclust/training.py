@@ -1,11 +1,14 @@
 """Training of the autoencoder by Adam on the mean squared error of pixels.
 
-The images stay on the device as they are (uint8 or float) and many steps run in
-one device call, so that only a loss crosses to the host. The order of an epoch
-is drawn from `fold_in(key, epoch)` and depends on nothing else: a run that is
-taken up at any step goes on as if it had never stopped.
+Several networks train side by side, each from a key of its own, as results are
+reported over seeds: one after another on a CPU, at once elsewhere. The images
+stay as they are (uint8 or float), and many steps are one device call, a scan
+over the rows of their batches. What an epoch draws comes from
+`fold_in(key, epoch)`, what a step draws from `fold_in(key, step)`: a run that
+is taken up at any step goes on as if it had never stopped.
 
-Axes: N images, B batch, H height, W width, C channels, D numbers of the code.
+Axes: R runs (networks), N images, S steps, B batch, H height, W width,
+C channels, D numbers of the code.
 
 Reference:
   Kingma and Ba (2015), Adam: a method for stochastic optimization,
@@ -17,36 +20,55 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from jaxclust import numerics
+from jaxclust.augmentation import Augmentation, augment
 from jaxclust.autoencoder import Autoencoder
+from jaxclust.numerics import InputError
 
-# Adam's direction; the learning rate is applied apart, so that it is data.
-_ADAM = optax.scale_by_adam()
+# Of activations; parameters and losses are float32.
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+# (peak, number of steps) -> a schedule of Optax.
+SCHEDULES = {
+  'constant': lambda peak, num_steps: optax.constant_schedule(peak),
+  'cosine': lambda peak, num_steps: optax.cosine_decay_schedule(
+    peak, max(1, num_steps)
+  ),
+}
 
 
 class TrainState(NamedTuple):
-  """What the next step needs, and the loss of the epoch so far."""
+  """What the next step needs, and the losses of the epoch so far."""
 
-  params: Any  # the network's variables
-  opt_state: optax.OptState
-  step: jax.Array  # [] int32, over all epochs
-  loss_sum: jax.Array  # [] sum of the losses of this epoch's images
+  params: Any  # [R, ...] the networks' variables
+  opt_state: optax.OptState  # [R, ...]
+  step: jax.Array  # [R] int32, over all epochs
+  loss_sum: jax.Array  # [R] of the images seen since `start_epoch`
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def init(key: jax.Array, model: Autoencoder) -> TrainState:
-  """Draws the network's parameters."""
-  params = model.init(key, jnp.zeros((1, *model.image_shape)))
-  return TrainState(
-    params, _ADAM.init(params), jnp.zeros((), jnp.int32), jnp.zeros(())
-  )
+class Best(NamedTuple):
+  """The parameters with the lowest loss so far."""
+
+  params: Any  # [R, ...]
+  loss: jax.Array  # [R]
+  epoch: jax.Array  # [R] int32, after which these were the parameters
 
 
 def check_options(
-  *, num_epochs: int, batch_size: int, learning_rate: float
+  *,
+  num_epochs: int,
+  batch_size: int,
+  learning_rate: float,
+  schedule: str = 'constant',
+  warmup_epochs: float = 0.0,
+  clip_norm: float = 0.0,
+  patience: int = 0,
+  holdout: float = 0.1,
+  dtype: str = 'float32',
 ) -> None:
   """Checks the options of a training.
 
@@ -55,7 +77,29 @@ def check_options(
   """
   numerics.check_count('num_epochs', num_epochs)
   numerics.check_count('batch_size', batch_size)
+  numerics.check_count('patience', patience, low=0)
   numerics.check_number('learning_rate', learning_rate)
+  numerics.check_number('warmup_epochs', warmup_epochs, high=num_epochs)
+  numerics.check_number('clip_norm', clip_norm)
+  numerics.check_number('holdout', holdout, high=0.5)
+  for name, value, known in (
+    ('schedule', schedule, SCHEDULES),
+    ('dtype', dtype, DTYPES),
+  ):
+    if value not in known:
+      raise InputError(
+        f'{name} is {value!r}: it must be one of {", ".join(known)}'
+      )
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def init(keys: jax.Array, model: Autoencoder) -> TrainState:
+  """Draws the parameters of a network for each key `[R]`."""
+  images = jnp.zeros((1, *model.image_shape))
+  params = jax.vmap(lambda key: model.init(key, images))(keys)
+  opt_state = jax.vmap(_optimizer(0.0).init)(params)
+  zeros = jnp.zeros(keys.shape)
+  return TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -63,93 +107,232 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
   return -(-num_images // batch_size)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('model', 'batch_size'), donate_argnames='state'
-)
+def learning_rates(
+  num_steps: int,
+  num_steps_per_epoch: int,
+  *,
+  learning_rate: float,
+  schedule: str = 'constant',
+  warmup_epochs: float = 0.0,
+) -> np.ndarray:
+  """Learning rates `[num_steps]` of a whole training.
+
+  Args:
+    num_steps: over all epochs.
+    num_steps_per_epoch: of them.
+    learning_rate: the highest.
+    schedule: of `SCHEDULES`, what follows the warm-up.
+    warmup_epochs: in which the rate rises from 0 on a line.
+  """
+  warmup = round(warmup_epochs * num_steps_per_epoch)
+  rates = optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, learning_rate, warmup),
+      SCHEDULES[schedule](learning_rate, num_steps - warmup),
+    ],
+    [warmup],
+  )
+  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
+    return np.asarray(jax.vmap(rates)(jnp.arange(num_steps)), np.float32)
+
+
+def held_out(num_images: int, share: float) -> np.ndarray:
+  """A mask `[N]` of about that share of the images, evenly spread."""
+  counts = np.floor(share * np.arange(num_images + 1))
+  return np.diff(counts) > 0
+
+
+@functools.partial(jax.jit, static_argnames='batch_size')
+def draw_order(
+  keys: jax.Array, epoch: int, rows: jax.Array, batch_size: int
+) -> jax.Array:
+  """The order of an epoch for each key `[R]`.
+
+  Args:
+    keys: of the runs' orders.
+    epoch: its number.
+    rows: `[N]` int32, the images to be seen.
+    batch_size: B.
+
+  Returns:
+    Rows `[R, S, B]` of the images in each batch; -1 where the last is not full.
+  """
+  num_batches = steps_per_epoch(len(rows), batch_size)
+
+  def order(key):
+    drawn = jax.random.permutation(jax.random.fold_in(key, epoch), rows)
+    spare = (0, num_batches * batch_size - len(rows))
+    drawn = jnp.pad(drawn, spare, constant_values=-1)
+    return drawn.reshape(num_batches, batch_size)
+
+  return jax.vmap(order)(keys)
+
+
+def start_epoch(state: TrainState) -> TrainState:
+  """The same state with no losses yet."""
+  return state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+
+
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='state')
 def train_steps(
   state: TrainState,
   images: jax.Array,
-  key: jax.Array,
-  num_steps: int,
+  keys: jax.Array,
+  rows: jax.Array,
+  learning_rates: jax.Array,
   *,
   model: Autoencoder,
-  batch_size: int,
-  learning_rate: float,
+  clip_norm: float = 0.0,
+  augmentation: Augmentation = Augmentation(),  # noqa: B008, immutable
 ) -> TrainState:
-  """Makes num_steps steps within one epoch.
+  """Makes a step with each batch.
 
   Args:
-    state: where to go on; its buffers are given up.
+    state: of R runs, where to go on; its buffers are given up.
     images: `[N, H, W, C]` uint8, or floats in [0, 1].
-    key: the key of the whole training.
-    num_steps: at most as many as the epoch has left.
+    keys: `[R]`, of what each run draws in its steps.
+    rows: `[R, S, B]` int32, the images of each batch; -1 is none.
+    learning_rates: `[S]`, of Adam.
     model: the network.
-    batch_size: B; the last batch of an epoch is filled with images of weight 0.
-    learning_rate: of Adam.
+    clip_norm: the largest norm of a gradient, longer ones are shortened to it;
+      0 for none.
+    augmentation: what is drawn of each image.
 
   Returns:
     The state after the steps.
   """
-  num_images = images.shape[0]
-  num_batches = steps_per_epoch(num_images, batch_size)
-  epoch = state.step // num_batches
-  order = jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
-  order = jnp.pad(order, (0, num_batches * batch_size - num_images))
 
-  def body(_, state):
-    start = state.step % num_batches * batch_size
-    batch = images[lax.dynamic_slice_in_dim(order, start, batch_size)]
-    weight = (start + jnp.arange(batch_size) < num_images).astype(jnp.float32)
-    loss = functools.partial(batch_loss, model=model)
-    (_, total), grads = jax.value_and_grad(loss, has_aux=True)(
-      state.params, as_pixels(batch), weight
-    )
-    with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-      updates, opt_state = _ADAM.update(grads, state.opt_state)
-    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-    return TrainState(
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      step=state.step + 1,
-      loss_sum=jnp.where(start == 0, 0, state.loss_sum) + total,
-    )
+  def run(state, key, rows):
+    def body(state, batch):
+      rows, learning_rate = batch
+      weight = (rows >= 0).astype(jnp.float32)
+      pixels = as_pixels(images[jnp.maximum(rows, 0)])
+      seen, wanted = augment(
+        jax.random.fold_in(key, state.step), pixels, augmentation
+      )
+      grads, loss = _gradients(state.params, seen, wanted, weight, model)
+      with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
+        updates, opt_state = _optimizer(clip_norm).update(
+          grads, state.opt_state
+        )
+      updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+      state = TrainState(
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        step=state.step + 1,
+        loss_sum=state.loss_sum + loss,
+      )
+      return state, None
 
-  return lax.fori_loop(0, num_steps, body, state)
+    return lax.scan(body, state, (rows, learning_rates))[0]
+
+  return numerics.side_by_side(run, state, keys, rows)
+
+
+def _optimizer(clip_norm):
+  """Adam's direction; the learning rate is applied apart, as data."""
+  clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm), optax.scale_by_adam()
+  )
+
+
+def _gradients(params, seen, wanted, weight, model):
+  """The gradient of the mean loss of a batch, and the sum of its losses."""
+  loss = functools.partial(batch_loss, model=model)
+  grads, total = jax.grad(loss, has_aux=True)(params, seen, wanted, weight)
+  return grads, total
+
+
+def batch_loss(
+  params: Any,
+  seen: jax.Array,
+  wanted: jax.Array,
+  weight: jax.Array,
+  *,
+  model: Autoencoder,
+) -> tuple[jax.Array, jax.Array]:
+  """Weighted mean and weighted sum of the images' mean squared errors.
+
+  Args:
+    params: of one network.
+    seen: what it encodes, `[B, H, W, C]` in [0, 1].
+    wanted: what it is to decode.
+    weight: `[B]`.
+    model: the network.
+  """
+  errors = jnp.square(model.apply(params, seen) - wanted)
+  total = jnp.vdot(weight, errors.mean(axis=(1, 2, 3)))
+  return total / weight.sum(), total
+
+
+def no_best(params: Any) -> Best:
+  """What there is before the first epoch: parameters `[R, ...]` as they are."""
+  runs = jax.tree.leaves(params)[0].shape[:1]
+  loss = jnp.full(runs, jnp.inf)
+  return Best(jax.tree.map(jnp.copy, params), loss, jnp.zeros(runs, jnp.int32))
+
+
+@jax.jit
+def is_finite(params: Any) -> jax.Array:
+  """Whether all parameters of each run are finite, `[R]`."""
+  leaves = jax.tree.leaves(jax.tree.map(jnp.isfinite, params))
+  runs = len(leaves[0])
+  return jnp.all(jnp.stack([a.reshape(runs, -1).all(1) for a in leaves]), 0)
+
+
+@jax.jit
+def keep_best(
+  best: Best, params: Any, losses: jax.Array, epoch: int, patience: int
+) -> Best:
+  """Takes the parameters of an epoch where their loss is the lowest.
+
+  Args:
+    best: of the epochs before.
+    params: `[R, ...]`.
+    losses: `[R]`.
+    epoch: its number, from 1.
+    patience: a run that has seen so many epochs since its best takes no more.
+  """
+  better = (losses < best.loss) & (epoch - best.epoch <= patience)
+
+  def choose(new, old):
+    return jax.vmap(jnp.where)(better, new, old)
+
+  return Best(
+    jax.tree.map(choose, params, best.params),
+    choose(losses, best.loss),
+    choose(jnp.full_like(best.epoch, epoch), best.epoch),
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def mean_loss(
+def sum_losses(
   params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
 ) -> jax.Array:
-  """Mean loss of images `[N, H, W, C]`."""
+  """Sums `[R]` of the losses of images `[N, H, W, C]`, for R networks."""
 
-  def part(images, weight):
-    return batch_loss(params, as_pixels(images), weight, model=model)[1]
+  def run(params):
+    def part(images, weight):
+      pixels = as_pixels(images)
+      return batch_loss(params, pixels, pixels, weight, model=model)[1]
 
-  weight = jnp.ones(images.shape[0])
-  total = numerics.sum_blocks(part, images, weight, batch_size)
-  return total / images.shape[0]
+    weight = jnp.ones(images.shape[0])
+    return numerics.sum_blocks(part, images, weight, batch_size)
+
+  return numerics.side_by_side(run, params)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
 def encode(
   params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
 ) -> jax.Array:
-  """Codes `[N, D]` of images `[N, H, W, C]`, in batches."""
+  """Codes `[N, D]` of images `[N, H, W, C]` by one network, in batches."""
   return numerics.map_blocks(
     lambda images: model.apply(params, as_pixels(images), method='encode'),
     images,
     batch_size,
   )
-
-
-def batch_loss(
-  params: Any, pixels: jax.Array, weight: jax.Array, *, model: Autoencoder
-) -> tuple[jax.Array, jax.Array]:
-  """Weighted mean and weighted sum of the images' mean squared errors."""
-  errors = jnp.square(model.apply(params, pixels) - pixels)
-  total = jnp.vdot(weight, errors.mean(axis=(1, 2, 3)))
-  return total / weight.sum(), total
 
 
 def as_points(images: jax.Array) -> jax.Array:

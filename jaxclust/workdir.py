@@ -119,16 +119,23 @@ def log(path: pathlib.Path, **record: Any) -> None:
     file.write(json.dumps(record) + '\n')
 
 
-def read_log(path: pathlib.Path, phase: str) -> list[dict]:
-  """The records of one phase, in order."""
-  return [r for r in _read_log(path) if r['phase'] == phase]
+def read_log(path: pathlib.Path, **match: Any) -> list[dict]:
+  """The records that have these values, in order."""
+  return [r for r in _read_log(path) if _matches(r, match)]
 
 
-def rewind_log(path: pathlib.Path, phase: str, key: str, last: int) -> None:
-  """Drops the records of a phase whose `key` is beyond `last`."""
-  kept = [r for r in _read_log(path) if r['phase'] != phase or r[key] <= last]
+def rewind_log(path: pathlib.Path, key: str, last: int, **match: Any) -> None:
+  """Drops the records that have these values and whose `key` is beyond
+  `last`."""
+  kept = [
+    r for r in _read_log(path) if not _matches(r, match) or r[key] <= last
+  ]
   text = ''.join(json.dumps(r) + '\n' for r in kept)
   _write(path / 'metrics.jsonl', lambda file: file.write(text.encode()))
+
+
+def _matches(record, match):
+  return match.items() <= record.items()
 
 
 def _read_log(path):

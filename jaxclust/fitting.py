@@ -1,0 +1,417 @@
+"""Fits as loops on the host around bounded device calls.
+
+Progress, log and checkpoints have their place between two calls; a fit takes up
+what an earlier process of the same run has saved.
+
+Axes: R runs (one for each seed), N images or points, S steps, B batch,
+D features, K clusters.
+"""
+
+import functools
+import pathlib
+import time
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import (
+  augmentation,
+  autoencoder,
+  gmm,
+  kmeans,
+  report,
+  streaming,
+  training,
+  workdir,
+)
+from jaxclust.autoencoder import Autoencoder
+from jaxclust.numerics import StopReason
+from jaxclust.training import Best, TrainState
+
+# What a seed draws, each from fold_in(key(seed), number).
+INIT, ORDER, CLUSTERS, AUGMENTATION = range(4)
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10
+
+# Operations of a device call that last about a second.
+_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
+
+# Of a clusterer in a call, for there must be something to see.
+_MOST_STEPS = 100
+
+# Of images that a device call is sent.
+_CALL_BYTES = 2**28
+
+
+class RunError(RuntimeError):
+  """A run that cannot go on; what it has saved stands."""
+
+
+class Clusterer(NamedTuple):
+  """What there is to know of an algorithm."""
+
+  module: types.ModuleType  # start, run, best, warn and the checks of options
+  groups: str  # the option that holds K
+  score: str  # the field of a result that tells how well it fits
+  operations: Callable  # (N, D, K) -> of one step
+  predict: Callable  # (result, x [N, D]) -> labels [N]
+
+
+CLUSTERERS = {
+  'kmeans': Clusterer(
+    module=kmeans,
+    groups='num_clusters',
+    score='inertia',
+    operations=lambda n, d, k: 0.4 * n * d * k,  # bounds spare the rest
+    predict=lambda result, x: kmeans.predict(result.centers, x),
+  ),
+  'gmm': Clusterer(
+    module=gmm,
+    groups='num_components',
+    score='log_likelihood',
+    operations=lambda n, d, k: 4 * n * d * d * k,
+    predict=lambda result, x: gmm.predict(result.params, x),
+  ),
+}
+
+
+def draw_keys(seeds: Sequence[int], purpose: int) -> jax.Array:
+  """A key for each seed `[R]`, of what it draws for one purpose."""
+  return jnp.stack(
+    [jax.random.fold_in(jax.random.key(seed), purpose) for seed in seeds]
+  )
+
+
+def cluster(
+  path: pathlib.Path, name: str, seed: int, x: jax.Array, options: dict
+) -> Any:
+  """Steps all restarts until they stop.
+
+  Args:
+    path: the run directory.
+    name: of `CLUSTERERS`.
+    seed: of the draws.
+    x: `[N, D]` points.
+    options: of the clusterer's `fit`.
+
+  Returns:
+    The best restart's result.
+  """
+  clusterer = CLUSTERERS[name]
+  module = clusterer.module
+  run_options, start_options = split_options(options)
+  key = draw_keys([seed], CLUSTERS)[0]
+
+  def start(key, x):
+    return module.start(key, x, **start_options)
+
+  phase = f'{name}-{seed}'
+  restored = workdir.restore(path, phase, jax.eval_shape(start, key, x))
+  begun, state = restored or (0, start(key, x))
+  workdir.rewind_log(path, 'step', begun, phase=name, seed=seed)
+  num_runs = len(state.num_steps)
+  operations = clusterer.operations(*x.shape, options[clusterer.groups])
+  num_steps = min(_MOST_STEPS, _steps_per_call(num_runs * operations))
+  saver = _Saver(path, phase, begun)
+  step = begun
+  with report.progress(name, options['max_steps']) as show:
+    while (state.stop_reason == StopReason.RUNNING).any():
+      state, _ = module.run(state, x, num_steps, **run_options)
+      step = int(state.num_steps.max())
+      best = getattr(module.best(state), clusterer.score)
+      score = {clusterer.score: float(best)}
+      workdir.log(path, phase=name, seed=seed, step=step, **score)
+      saver.save(step, state)
+      running = int((state.stop_reason == StopReason.RUNNING).sum())
+      show(step, f'{_text(score)}  {running} running')
+  saver.save(step, state, final=True)
+  result = module.best(state)
+  module.warn(result)
+  return result
+
+
+def split_options(options: dict) -> tuple[dict, dict]:
+  """Options of a clusterer's `run`, and those of its `start`."""
+  ends = {k: options[k] for k in ('max_steps', 'tol') if k in options}
+  start = {k: v for k, v in options.items() if k not in ends}
+  ridge = {'reg': options['reg']} if 'reg' in options else {}
+  return ends | ridge, start
+
+
+class Trained(NamedTuple):
+  """Networks as a training has left them."""
+
+  params: Any  # [R, ...]
+  records: list[dict]  # what was logged of the epoch they are from, R of them
+
+
+class _Course(NamedTuple):
+  """A training under way, as it is saved."""
+
+  state: TrainState
+  best: Best
+
+
+class _Plan(NamedTuple):
+  """What all epochs of a training have in common."""
+
+  images: jax.Array | np.ndarray  # [N, H, W, C]
+  rows: jax.Array  # of the images to train on
+  judges: jax.Array | np.ndarray | None  # images of the validation loss
+  orders: jax.Array  # [R] keys
+  rates: np.ndarray  # [S] learning rates of all steps
+  num_steps: int  # of an epoch
+  num_steps_per_call: int
+  batch_size: int
+  num_epochs: int
+  patience: int  # epochs without a new best; 0 for no end of it
+  make_steps: Callable  # (state, images, rows, rates) -> state
+  sum_losses: Callable  # (params, images) -> [R]
+
+
+def check_training(
+  *,
+  noise: float,
+  max_shift: float,
+  max_rotation: float,
+  placement: str,
+  **options: Any,
+) -> None:
+  """Checks the options of `train`.
+
+  Raises:
+    InputError: if they are out of range.
+  """
+  training.check_options(**options)
+  streaming.check_placement(placement)
+  augmentation.from_options(
+    noise=noise, max_shift=max_shift, max_rotation=max_rotation
+  )
+
+
+def train(
+  path: pathlib.Path,
+  model: Autoencoder,
+  images: jax.Array | np.ndarray,
+  test_images: jax.Array | np.ndarray | None,
+  seeds: Sequence[int],
+  options: dict,
+) -> Trained:
+  """Trains a network for each of R seeds, side by side.
+
+  Args:
+    path: the run directory.
+    model: the network.
+    images: `[N, H, W, C]` on the device, or on the host to be streamed.
+    test_images: of the validation loss, unless a part of images is held out.
+    seeds: of the draws.
+    options: as `check_training` takes them.
+
+  Returns:
+    The parameters after the last epoch, or the best ones if there is patience.
+
+  Raises:
+    RunError: if a loss or a parameter is no longer finite.
+  """
+  plan = _plan(model, images, test_images, seeds, options)
+  state = training.init(draw_keys(seeds, INIT), model)
+  course = _Course(state, training.no_best(state.params))
+  begun, course = workdir.restore(path, 'autoencoder', course) or (0, course)
+  epoch = begun // plan.num_steps
+  workdir.rewind_log(path, 'epoch', epoch, phase='autoencoder')
+  saver = _Saver(path, 'autoencoder', begun)
+  with report.progress('autoencoder', plan.num_epochs) as show:
+    while (active := _active(course.best, epoch, plan)).any():
+      epoch += 1
+      start = time.perf_counter()
+      state = _train_epoch(course, epoch, plan, saver)
+      seconds = round(time.perf_counter() - start, 3)
+      losses = _losses(state, plan)
+      _check_finite(state, losses, active, epoch, saver.last)
+      judged = losses['val_loss' if plan.patience else 'train_loss']
+      best = training.keep_best(
+        course.best, state.params, judged, epoch, plan.patience or epoch
+      )
+      course = _Course(state, best)
+      for run in np.flatnonzero(active):
+        record = {name: float(values[run]) for name, values in losses.items()}
+        record = {'seed': seeds[run], 'epoch': epoch, **record}
+        workdir.log(path, phase='autoencoder', **record, seconds=seconds)
+      saver.save(epoch * plan.num_steps, course)
+      means = {name: values[active].mean() for name, values in losses.items()}
+      show(epoch, _text(means | {'seconds': seconds}))
+  saver.save(epoch * plan.num_steps, course, final=True)
+  return _trained(path, course, seeds, plan)
+
+
+def _plan(model, images, test_images, seeds, options):
+  """What `train` does with these arguments."""
+  batch_size, patience = options['batch_size'], options['patience']
+  held = training.held_out(len(images), options['holdout'] if patience else 0)
+  rows = jnp.asarray(np.flatnonzero(~held).astype(np.int32))
+  num_steps = training.steps_per_epoch(len(rows), batch_size)
+  images_per_step = len(seeds) * batch_size
+  schedule = ('learning_rate', 'schedule', 'warmup_epochs')
+  motion = ('noise', 'max_shift', 'max_rotation')
+  return _Plan(
+    images=images,
+    rows=rows,
+    judges=images[np.flatnonzero(held)] if patience else test_images,
+    orders=draw_keys(seeds, ORDER),
+    rates=training.learning_rates(
+      options['num_epochs'] * num_steps,
+      num_steps,
+      **{name: options[name] for name in schedule},
+    ),
+    num_steps=num_steps,
+    num_steps_per_call=_divide(
+      num_steps,
+      min(
+        _steps_per_call(
+          3 * images_per_step * autoencoder.count_operations(model)
+        ),
+        max(1, _CALL_BYTES // (images_per_step * images[0].nbytes)),
+      ),
+    ),
+    batch_size=batch_size,
+    num_epochs=options['num_epochs'],
+    patience=patience,
+    make_steps=functools.partial(
+      training.train_steps,
+      keys=draw_keys(seeds, AUGMENTATION),
+      model=model.clone(dtype=training.DTYPES[options['dtype']]),
+      clip_norm=options['clip_norm'],
+      augmentation=augmentation.from_options(
+        **{name: options[name] for name in motion}
+      ),
+    ),
+    sum_losses=functools.partial(
+      training.sum_losses, model=model, batch_size=batch_size
+    ),
+  )
+
+
+def _active(best, epoch, plan):
+  """Which runs `[R]` make another epoch."""
+  gap = epoch - np.asarray(best.epoch)
+  if epoch >= plan.num_epochs:
+    return np.zeros(gap.shape, bool)
+  return gap < plan.patience if plan.patience else np.ones(gap.shape, bool)
+
+
+def _train_epoch(course, epoch, plan, saver):
+  """The state after an epoch, or after what is left of it."""
+  state = course.state
+  step = int(state.step[0])
+  begun = step % plan.num_steps
+  if not begun:
+    state = training.start_epoch(state)
+  order = training.draw_order(
+    plan.orders, epoch - 1, plan.rows, plan.batch_size
+  )
+  cuts = range(begun, plan.num_steps, plan.num_steps_per_call)
+  parts = [order[:, cut : cut + plan.num_steps_per_call] for cut in cuts]
+  for images, rows in streaming.batches(plan.images, parts):
+    rates = plan.rates[step : step + rows.shape[1]]
+    state = plan.make_steps(state, images, rows=rows, learning_rates=rates)
+    step = int(state.step[0])
+    if step < epoch * plan.num_steps:
+      saver.save(step, course._replace(state=state))
+  return state
+
+
+def _losses(state, plan):
+  """Mean losses `[R]` of the epoch and of what validates it."""
+  losses = {'train_loss': np.asarray(state.loss_sum) / len(plan.rows)}
+  if plan.judges is not None:
+    sums = [
+      np.asarray(plan.sum_losses(state.params, images))
+      for images in streaming.blocks(plan.judges)
+    ]
+    losses['val_loss'] = np.sum(sums, axis=0) / len(plan.judges)
+  return losses
+
+
+def _check_finite(state, losses, active, epoch, saved):
+  finite = np.asarray(training.is_finite(state.params))
+  finite = finite & np.isfinite([*losses.values()]).all(axis=0)
+  bad = np.flatnonzero(active & ~finite)
+  if bad.size:
+    found = {name: float(loss[bad[0]]) for name, loss in losses.items()}
+    kept = f'the checkpoint of step {saved} stands' if saved else 'none saved'
+    raise RunError(
+      f'the losses are {found} at epoch {epoch}: lower '
+      f'config.training.learning_rate ({kept})'
+    )
+
+
+def _trained(path, course, seeds, plan):
+  """The parameters to be used, and the records of their epochs."""
+  last = course.state.step // plan.num_steps
+  epochs = course.best.epoch if plan.patience else last
+  records = [
+    next(
+      record
+      for record in workdir.read_log(path, phase='autoencoder', seed=seed)
+      if record['epoch'] == epoch
+    )
+    for seed, epoch in zip(seeds, np.asarray(epochs).tolist(), strict=True)
+  ]
+  return Trained(
+    (course.best if plan.patience else course.state).params, records
+  )
+
+
+def encode(
+  model: Autoencoder,
+  params: Any,
+  images: jax.Array | np.ndarray,
+  batch_size: int,
+) -> jax.Array:
+  """Codes `[N, D]` of images `[N, H, W, C]`, wherever these are."""
+  codes = [
+    training.encode(params, block, model=model, batch_size=batch_size)
+    for block in streaming.blocks(images)
+  ]
+  return jnp.concatenate(codes)
+
+
+class _Saver:
+  """Saves checkpoints of a phase, but not more often than it is worth."""
+
+  def __init__(self, path, phase, begun):
+    self.path, self.phase = path, phase
+    self.last = begun
+    self._time = time.monotonic()
+
+  def save(self, step, state, final=False):
+    """Saves if the last time was long ago, or if this is the final state."""
+    due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
+    if step != self.last and (due or final):
+      workdir.save(self.path, self.phase, step, state)
+      self.last, self._time = step, time.monotonic()
+
+
+def _steps_per_call(operations):
+  """Steps of so many operations that take about a second."""
+  on_cpu = jax.default_backend() == 'cpu'
+  budget = _CPU_OPERATIONS if on_cpu else _ACCELERATOR_OPERATIONS
+  return max(1, int(budget // operations))
+
+
+def _divide(num_steps, most):
+  """Steps of a call, of which all calls of an epoch make the same if they can,
+  as another number of steps is another program."""
+  least = -(-num_steps // most)
+  calls = next(
+    (n for n in range(least, 2 * least) if num_steps % n == 0), least
+  )
+  return -(-num_steps // calls)
+
+
+def _text(values):
+  return '  '.join(f'{name} {value:.5g}' for name, value in values.items())
