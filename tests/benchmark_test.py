@@ -27,7 +27,13 @@ OPTIONS = {
     'dims': (4, 4, 4, 4),
     'em_steps': 3,
   },
-  'autoencoder': {'features': (4, 2), 'batch_size': 64, 'learning_rate': 1e-2},
+  'autoencoder': {
+    'features': (4, 2),
+    'batch_size': 64,
+    'learning_rate': 1e-2,
+    'dtype': 'float32',
+    'num_seeds': 2,
+  },
 }
 
 
@@ -145,6 +151,8 @@ def test_another_objective_ends_the_measurement(other):
     ('mixtures', {'dims': (4, 4, 4, 0)}, r'dims\[3\] is 0'),
     ('autoencoder', {'features': ()}, 'features is empty'),
     ('autoencoder', {'batch_size': 0}, 'batch_size is 0'),
+    ('autoencoder', {'num_seeds': 0}, 'num_seeds is 0'),
+    ('autoencoder', {'dtype': 'int8'}, "dtype is 'int8'"),
   ],
 )
 def test_options_that_cannot_be_used_are_named(group, options, message):

@@ -13,15 +13,19 @@ import pytest
 
 import jaxclust
 from jaxclust import gmm, kmeans, selection, training
+from jaxclust.augmentation import Augmentation, Motion
 from jaxclust.autoencoder import Autoencoder
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
   {'numerics'},
-  {'metrics', 'data', 'layers', 'workdir', 'seeding'},
+  {
+    *('metrics', 'data', 'layers', 'workdir', 'seeding'),
+    *('augmentation', 'streaming'),
+  },
   {'kmeans', 'autoencoder', 'report'},
   {'gmm', 'training'},
-  {'peers', 'selection', 'keras_worker'},
+  {'peers', 'selection', 'keras_worker', 'fitting'},
   {'benchmark'},
   {'experiments'},
 ]
@@ -82,7 +86,7 @@ def test_importing_the_package_is_light():
   code = (
     'import sys, jaxclust\n'
     'heavy = {"sklearn", "orbax", "matplotlib", "tensorflow_datasets",'
-    ' "tensorflow", "torch"} & set(sys.modules)\n'
+    ' "grain", "tensorflow", "torch"} & set(sys.modules)\n'
     'assert not heavy, heavy'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
@@ -141,14 +145,27 @@ def use_gmm(key, x):
 
 def train(key, x):
   images = jnp.zeros(IMAGES.shape, IMAGES.dtype)
-  state = training.init(key, MODEL)
-  options = {'model': MODEL, 'batch_size': 16}
+  keys = jax.random.split(key, 2)
+  state = training.init(keys, MODEL)
+  best = training.no_best(state.params)
+  every = jnp.arange(len(images), dtype=jnp.int32)
+  order = training.draw_order(keys, 0, every, 16)
   state = training.train_steps(
-    state, images, key, 2, learning_rate=1e-3, **options
+    state,
+    images,
+    keys,
+    order,
+    jnp.ones(order.shape[1]),
+    model=MODEL.clone(dtype=jnp.bfloat16),
+    clip_norm=1.0,
+    augmentation=Augmentation(0.1, Motion(1.0, 5.0)),
   )
+  options = {'model': MODEL, 'batch_size': 16}
+  loss = training.sum_losses(state.params, images, **options)
+  params = jax.tree.map(lambda a: a[0], state.params)
   return (
-    training.mean_loss(state.params, images, **options),
-    training.encode(state.params, images, **options),
+    training.keep_best(best, state.params, loss, 1, 2),
+    training.encode(params, images, **options),
   )
 
 

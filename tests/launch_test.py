@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import launch
-from jaxclust import benchmark, experiments, workdir
+from jaxclust import benchmark, experiments, fitting, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -179,7 +179,7 @@ def test_a_sweep_tells_what_each_criterion_chooses(tmp_path, capfd):
     assert record['inertia'] < alone['inertia']
   assert set(summary['choices'].values()) <= {1, 2, 3}
   assert (tmp_path / 'figures' / 'sweep.png').stat().st_size > 10_000
-  records = workdir.read_log(tmp_path, 'sweep')
+  records = workdir.read_log(tmp_path, phase='sweep')
   assert [r['num_clusters'] for r in records] == [1, 3, 2]
 
 
@@ -227,10 +227,10 @@ def test_a_finished_run_is_left_alone(tmp_path, capfd):
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
   flags = ['--config.training.num_epochs=5', '--config.gmm.tol=1e-4']
   assert run('gmm', tmp_path / 'whole', *flags) == 0
-  monkeypatch.setattr(experiments, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
-  monkeypatch.setattr(experiments, '_steps_per_call', lambda operations: 4)
+  monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(fitting, '_MOST_STEPS', 4)
   # Each stop is a process that dies right after a checkpoint.
-  for phase, step in (('autoencoder', 3), ('gmm', 8), ('gmm', 12)):
+  for phase, step in (('autoencoder', 3 * 22), ('gmm-0', 8), ('gmm-0', 12)):
     with monkeypatch.context() as patch:
       patch.setattr(workdir, 'save', dying(workdir.save, phase, step))
       with pytest.raises(KeyboardInterrupt):
@@ -240,9 +240,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
   for summary in (whole, stopped):
     del summary['seconds']
   assert whole == stopped
-  epochs = workdir.read_log(tmp_path / 'stopped', 'autoencoder')
+  epochs = workdir.read_log(tmp_path / 'stopped', phase='autoencoder')
   assert [r['epoch'] for r in epochs] == [1, 2, 3, 4, 5]
-  steps = [r['step'] for r in workdir.read_log(tmp_path / 'stopped', 'gmm')]
+  records = workdir.read_log(tmp_path / 'stopped', phase='gmm')
+  steps = [r['step'] for r in records]
   assert steps[:4] == [4, 8, 12, 16]
   assert len(set(steps)) == len(steps)
   with (
@@ -273,19 +274,73 @@ def test_a_training_that_diverges_ends_with_status_3(tmp_path, capfd):
 def test_a_training_that_diverges_keeps_what_it_has_saved(
   tmp_path, monkeypatch, capfd
 ):
-  monkeypatch.setattr(experiments, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
-  mean_loss = experiments.training.mean_loss
-  losses = iter([None, None, np.nan])
+  monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  sum_losses = fitting.training.sum_losses
+  losses = iter([None, None, np.array([np.nan])])
 
   def diverging(*args, **options):
     loss = next(losses)
-    return mean_loss(*args, **options) if loss is None else loss
+    return sum_losses(*args, **options) if loss is None else loss
 
-  monkeypatch.setattr(experiments.training, 'mean_loss', diverging)
+  monkeypatch.setattr(fitting.training, 'sum_losses', diverging)
   assert run('gmm', tmp_path) == 3
-  assert 'checkpoint of epoch 2 stands' in capfd.readouterr().err
+  assert 'checkpoint of step 44 stands' in capfd.readouterr().err
   kept = tmp_path / 'checkpoints' / 'autoencoder'
-  assert sorted(p.name for p in kept.iterdir()) == ['1', '2']
+  assert sorted(p.name for p in kept.iterdir()) == ['22', '44']
+
+
+@pytest.mark.slow
+def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
+  flags = [*SMALL['gmm'], '--config.seed=5']
+  assert run('gmm', tmp_path / 'all', '--config.num_seeds=2', *flags) == 0
+  out = capfd.readouterr().out
+  assert 'gmm, 2 seeds' in out
+  assert '±' in out
+  summary = read(tmp_path / 'all')
+  rows = summary['seeds']
+  assert [row['seed'] for row in rows] == [5, 6]
+  for row in rows:
+    path = tmp_path / str(row['seed'])
+    assert run('gmm', path, *flags, f'--config.seed={row["seed"]}') == 0
+    alone = read(path)
+    for key in ('train', 'test', 'fit', 'autoencoder'):
+      assert row[key] == alone[key]
+    assert 'seeds' not in alone
+  values = [row['test']['ari'] for row in rows]
+  assert summary['mean']['test']['ari'] == np.mean(values)
+  assert summary['std']['test']['ari'] == np.std(values)
+  assert summary['test'] == rows[0]['test']
+  purities = [sorted(row['train']['cluster_purity']) for row in rows]
+  np.testing.assert_allclose(
+    summary['mean']['train']['cluster_purity'], np.mean(purities, axis=0)
+  )
+  with (
+    np.load(tmp_path / 'all' / 'assignments.npz') as first,
+    np.load(tmp_path / '5' / 'assignments.npz') as alone,
+  ):
+    for key in alone:
+      np.testing.assert_array_equal(first[key], alone[key])
+
+
+@pytest.mark.slow
+def test_all_that_training_can_do_at_once(tmp_path):
+  flags = [
+    '--config.training.num_epochs=3',
+    '--config.training.schedule=cosine',
+    '--config.training.warmup_epochs=1',
+    '--config.training.clip_norm=1.0',
+    '--config.training.noise=0.2',
+    '--config.training.max_shift=1',
+    '--config.training.max_rotation=10',
+    '--config.training.patience=2',
+    '--config.training.dtype=bfloat16',
+    '--config.training.placement=host',
+    '--config.gmm.num_restarts=1',
+  ]
+  assert run('gmm', tmp_path, *flags) == 0
+  summary = read(tmp_path)
+  assert summary['train']['ari'] > 0.2
+  assert 1 <= summary['autoencoder']['epoch'] <= 3
 
 
 @pytest.mark.slow
@@ -349,6 +404,18 @@ def test_warnings_are_shown_and_recorded(tmp_path, capfd):
     (
       ['--config=configs/gmm.py:digits', '--config.seed=-1'],
       'config.seed is -1',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.num_seeds=0'],
+      'config.num_seeds is 0',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.training.placement=disk'],
+      "placement is 'disk'",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.training.noise=-1.0'],
+      'noise is -1',
     ),
     (
       ['--config=configs/gmm.py:digits', '--config.gmm.covariance=ful'],

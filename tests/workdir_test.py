@@ -67,10 +67,25 @@ def test_the_log_is_rewound_to_a_checkpoint(tmp_path):
     workdir.log(tmp_path, phase='gmm', step=10 * epoch)
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"phase": "autoenc')  # killed while writing
-  workdir.rewind_log(tmp_path, 'autoencoder', 'epoch', 2)
-  records = workdir.read_log(tmp_path, 'autoencoder')
+  workdir.rewind_log(tmp_path, 'epoch', 2, phase='autoencoder')
+  records = workdir.read_log(tmp_path, phase='autoencoder')
   assert [r['epoch'] for r in records] == [1, 2]
-  assert [r['step'] for r in workdir.read_log(tmp_path, 'gmm')] == [10, 20, 30]
+  records = workdir.read_log(tmp_path, phase='gmm')
+  assert [r['step'] for r in records] == [10, 20, 30]
+
+
+def test_the_log_of_a_seed_is_its_own(tmp_path):
+  for seed in (0, 1):
+    for step in (5, 10):
+      workdir.log(tmp_path, phase='gmm', seed=seed, step=step)
+  workdir.rewind_log(tmp_path, 'step', 5, phase='gmm', seed=1)
+  found = {
+    seed: [
+      r['step'] for r in workdir.read_log(tmp_path, phase='gmm', seed=seed)
+    ]
+    for seed in (0, 1)
+  }
+  assert found == {0: [5, 10], 1: [5]}
 
 
 def test_the_newest_checkpoint_comes_back(tmp_path):
