@@ -402,6 +402,31 @@ def test_codes_do_not_depend_on_the_batch(batch_size):
   np.testing.assert_allclose(codes, direct, atol=1e-5)
 
 
+def test_a_call_gives_up_the_buffers_of_its_state():
+  images = draw_images(16)
+  state = training.init(KEY[None], MODEL)
+  rates = np.full(2, 1e-3, np.float32)
+  rows = rows_of(2, images, batch_size=8)
+  training.train_steps(state, images, KEY[None], rows, rates, model=MODEL)
+  kernel = state.params['params']['encoder_0']['kernel']
+  assert kernel.is_deleted()
+  assert not images.is_deleted()
+
+
+def test_an_epoch_is_one_loop_whose_length_is_known():
+  """On accelerators the host then has no part in it."""
+  state = jax.eval_shape(lambda: training.init(KEY[None], MODEL))
+  images = jax.ShapeDtypeStruct((40, 8, 8, 1), jnp.uint8)
+  rows = jax.ShapeDtypeStruct((1, 5, 8), jnp.int32)
+  rates = jax.ShapeDtypeStruct((5,), jnp.float32)
+  lowered = training.train_steps.trace(
+    state, images, KEY[None], rows, rates, model=MODEL
+  ).lower(lowering_platforms=('cuda',))
+  text = lowered.as_text()
+  assert text.count('stablehlo.while') == 1
+  assert re.search(r'constant dense<5> : tensor<i32>', text)
+
+
 def test_other_rates_norms_and_noise_compile_nothing():
   images = draw_images(16)
 
