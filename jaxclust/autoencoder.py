@@ -58,7 +58,7 @@ class Autoencoder(nn.Module):
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
     x = images.astype(self.dtype)
     for conv in self.encoder:
-      x = layers.relu_pool(conv(x))
+      x = conv(x, pool=True)
     return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
   def decode(self, latents: jax.Array) -> jax.Array:
@@ -73,13 +73,19 @@ class Autoencoder(nn.Module):
 
 
 class Conv(nn.Module):
-  """A 3x3 convolution with bias, behind an upsampling if a size is given."""
+  """A 3x3 convolution with bias, behind an upsampling if a size is given.
+
+  With `pool`, relu and a 2x2 max pool follow.
+  """
 
   features: int
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, size: tuple[int, int] | None = None
+    self,
+    x: jax.Array,
+    size: tuple[int, int] | None = None,
+    pool: bool = False,
   ) -> jax.Array:
     kernel = self.param(
       'kernel',
@@ -87,11 +93,14 @@ class Conv(nn.Module):
       (3, 3, x.shape[-1], self.features),
     ).astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    bias = bias.astype(x.dtype)
+    if pool:
+      return layers.relu_pool(layers.conv(x, kernel), bias)
     if size is None:
       x = layers.conv(x, kernel)
     else:
       x = layers.upsample_conv(x, kernel, size)
-    return x + bias.reshape(1, 1, 1, -1).astype(x.dtype)
+    return x + bias.reshape(1, 1, 1, -1)
 
 
 def check_options(*, features: Sequence[int]) -> None:

@@ -122,7 +122,7 @@ def num_rows(
     'kmeans': 3,
     'mixtures': len(mixtures['dims']),
     'autoencoder': 1,
-    'layers': 3 * (2 * num_levels + 1) - 1 + 2 * num_levels,
+    'layers': 3 * (3 * num_levels + 1) - 1,
   }
   return sum(rows[group] for group in groups)
 
@@ -429,7 +429,7 @@ def _layers(model, batch_size) -> Iterator[_Layer]:
     yield _Layer(
       f'encoder {i}, relu and pool {_by(size)} x {pair[1]}',
       layers.relu_pool,
-      {'input': (batch_size, *size, pair[1])},
+      {'input': (batch_size, *size, pair[1]), 'bias': pair[1:]},
       0,
     )
   channels = [channels[-1], *reversed(channels[1:]), channels[0]]

@@ -7,21 +7,24 @@ kernels `[3, 3, I, O]`.
 Axes: B batch, H height, W width, C channels, I channels in, O channels out.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 # Which taps of a 3x3 kernel, applied after nearest upsampling by 2, fall on
-# which neighbour at the low resolution: [output phase, neighbour, tap].
+# which of the two pixels around an edge of the low resolution: [output pixel
+# before or behind the edge, pixel before or behind it, tap].
 _FOLD = np.array(
-  [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]],
+  [[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]],
   np.float32,
 )
 
-
-# XLA's CPU convolution of so few pairs of channels is faster in 2x2 blocks.
-_FEW_CHANNELS = 64
+# Up to so many channels, XLA's CPU convolution is faster in blocks of pixels:
+# it leaves convolutions with no more to Eigen, and others to YNNPACK.
+_FEW_CHANNELS = 16
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -32,92 +35,123 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   in the same layouts, because XLA's CPU backend leaves others to a naive loop
   wherever they stand in the body of a loop, or as products of matrices.
   """
-  return lax.platform_dependent(x, kernel, cpu=_cpu_conv, default=_plain_conv)
+  return _conv(x, kernel, 1)
 
 
-def _plain_conv(x, kernel, stride=1, padding=((1, 1), (1, 1))):
-  return lax.conv_general_dilated(
+def _conv(x, kernel, margin):
+  """Convolves behind a margin of zeros on all sides."""
+  return lax.platform_dependent(
     x,
     kernel,
-    (stride, stride),
-    padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    cpu=functools.partial(_cpu_conv, margin),
+    default=functools.partial(_plain_conv, margin=margin),
   )
 
 
-@jax.custom_vjp
-def _cpu_conv(x, kernel):
-  _, height, width, _ = x.shape
-  *_, channels_in, channels_out = kernel.shape
-  if channels_in * channels_out > _FEW_CHANNELS:
-    return _plain_conv(x, kernel)
-  # Each of the 2x2 pixels of a block sees another part of the same 4x4.
-  corners = [
-    jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0)))
-    for i in (0, 1)
-    for j in (0, 1)
+def _plain_conv(x, kernel, margin):
+  return _strided_conv(x, kernel, (1, 1), ((margin, margin),) * 2)
+
+
+def _strided_conv(x, kernel, strides, padding):
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_conv(margin, x, kernel):
+  size, _, channels_in, channels_out = kernel.shape
+  if max(channels_in, channels_out) > _FEW_CHANNELS:
+    return _plain_conv(x, kernel, margin)
+  # Each pixel of a block sees another part of the same larger window.
+  block = (1, 2) if 2 * channels_out > _FEW_CHANNELS else (2, 2)
+  shifted = [
+    jnp.pad(kernel, ((i, block[0] - 1 - i), (j, 1 - j), (0, 0), (0, 0)))
+    for i, j in np.ndindex(block)
   ]
-  kernel = jnp.concatenate(corners, axis=3)
-  y = _plain_conv(x, kernel, 2, ((1, 1 + height % 2), (1, 1 + width % 2)))
-  return _from_blocks(y)[:, :height, :width]
+  kernel = jnp.concatenate(shifted, axis=3)
+  height, width = (n + 2 * margin - size + 1 for n in x.shape[1:3])
+  padding = (
+    (margin, margin + -height % block[0]),
+    (margin, margin + width % 2),
+  )
+  y = _from_blocks(_strided_conv(x, kernel, block, padding), block)
+  return y[:, :height, :width]
 
 
-def _from_blocks(y):
-  """`[B, H, W, 4 C]`, the pixels of 2x2 blocks, as `[B, 2 H, 2 W, C]`."""
-  batch, height, width, channels = y.shape
-  y = y.reshape(batch, height, width, 2, 2, channels // 4)
-  y = y.transpose(0, 1, 3, 2, 4, 5)
-  return y.reshape(batch, 2 * height, 2 * width, channels // 4)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _from_blocks(y, block):
+  """`[B, H, W, N M C]`, pixels of N x M blocks, as `[B, N H, M W, C]`."""
+  batch, height, width, _ = y.shape
+  y = y.reshape(batch, height, width, *block, -1).swapaxes(2, 3)
+  return y.reshape(batch, block[0] * height, block[1] * width, -1)
 
 
-def _cpu_conv_forward(x, kernel):
-  return _cpu_conv(x, kernel), (x, kernel)
+def _to_blocks(block, _, x):
+  """The inverse, by slices: XLA's CPU transposition takes twice as long."""
+  pixels = [x[:, i :: block[0], j :: block[1]] for i, j in np.ndindex(block)]
+  return (jnp.concatenate(pixels, axis=3),)
 
 
-def _cpu_conv_backward(saved, grad):
+_from_blocks.defvjp(lambda y, block: (_from_blocks(y, block), None), _to_blocks)
+
+
+def _cpu_conv_forward(margin, x, kernel):
+  return _cpu_conv(margin, x, kernel), (x, kernel)
+
+
+def _cpu_conv_backward(margin, saved, grad):
   x, kernel = saved
-  grad_x = _cpu_conv(grad, kernel[::-1, ::-1].swapaxes(2, 3))
-  return grad_x, _grad_kernel(x, grad)
+  flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+  grad_x = _cpu_conv(len(kernel) - 1 - margin, grad, flipped)
+  return grad_x, _grad_kernel(x, grad, margin)
 
 
-def _grad_kernel(x, grad):
-  """The gradient `[3, 3, I, O]` of a kernel."""
+def _grad_kernel(x, grad, margin):
+  """The gradient `[N, N, I, O]` of a kernel."""
   channels_in, channels_out = x.shape[3], grad.shape[3]
+  size = x.shape[1] + 2 * margin - grad.shape[1] + 1
+  if channels_in > channels_out:
+    flipped = _grad_kernel(grad, x, size - 1 - margin)
+    return flipped[::-1, ::-1].swapaxes(2, 3)
   if channels_out >= 4 * channels_in:
-    neighbours = _neighbours(x).reshape(-1, 9 * channels_in)
-    product = neighbours.T @ grad.reshape(-1, channels_out)
-    return product.reshape(3, 3, channels_in, channels_out)
-  if channels_in >= 4 * channels_out:
-    return _grad_kernel(grad, x)[::-1, ::-1].swapaxes(2, 3)
+    windows = _windows(x, size, margin)
+    product = windows @ grad.reshape(-1, channels_out)
+    return product.reshape(size, size, channels_in, channels_out)
   # Images take the channels' place and channels the images', so that the sum
   # over images and places is the convolution's own.
-  grad = _plain_conv(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3))
-  return grad.transpose(1, 2, 0, 3)
+  x, grad = x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3)
+  return _plain_conv(x, grad, margin).transpose(1, 2, 0, 3)
 
 
-def _neighbours(x):
-  """The 3x3 pixels around each, `[B, H, W, 9 C]`; zeros beyond the edge."""
-  _, height, width, _ = x.shape
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  x = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=3)
-  return jnp.concatenate([x[:, i : i + height] for i in range(3)], axis=3)
+def _windows(x, size, margin):
+  """The pixels that each place of a kernel meets, `[N N I, B H W]`."""
+  x = x.transpose(3, 0, 1, 2)
+  x = jnp.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+  height, width = (n - size + 1 for n in x.shape[2:])
+  places = [
+    x[:, :, i : i + height, j : j + width] for i, j in np.ndindex(size, size)
+  ]
+  return jnp.stack(places).reshape(size * size * len(x), -1)
 
 
 _cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
 
 
 @jax.custom_vjp
-def relu_pool(x: jax.Array) -> jax.Array:
-  """Takes the maximum of 2x2 blocks and of 0, `[B, ceil(H/2), ceil(W/2), C]`.
+def relu_pool(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias `[C]` and takes the maximum of 2x2 blocks and of 0.
 
-  Equals `nn.max_pool(nn.relu(x), (2, 2), (2, 2), 'SAME')`. Where values tie,
-  the first takes the gradient.
+  Equals `nn.max_pool(nn.relu(x + bias), (2, 2), (2, 2), 'SAME')`,
+  `[B, ceil(H/2), ceil(W/2), C]`. Where values tie, the first takes the
+  gradient.
   """
-  return _relu_pool(x)[0]
+  return _relu_pool(x, bias)[0]
 
 
-def _relu_pool(x):
+def _relu_pool(x, bias):
   _, height, width, _ = x.shape
+  x = x + bias.reshape(1, 1, 1, -1)
   x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
   corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
   top = jnp.zeros_like(corners[0])
@@ -128,23 +162,20 @@ def _relu_pool(x):
   return top, winner
 
 
-def _relu_pool_forward(x):
-  top, winner = _relu_pool(x)
+def _relu_pool_forward(x, bias):
+  top, winner = _relu_pool(x, bias)
   return top, (winner, x.shape)
 
 
 def _relu_pool_backward(saved, grad):
-  winner, shape = saved
-  rows = [
-    jnp.stack([jnp.where(winner == 2 * i + j, grad, 0) for j in (0, 1)], 3)
-    for i in (0, 1)
-  ]
-  _, height, width, _ = shape
-  batch, half_height, half_width, channels = grad.shape
-  grad = jnp.stack(rows, 2).reshape(
-    batch, 2 * half_height, 2 * half_width, channels
+  winner, (batch, height, width, channels) = saved
+  grad_bias = jnp.where(winner >= 0, grad, 0).sum((0, 1, 2))
+  places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+  grad = jnp.where(
+    winner[:, :, None, :, None] == places, grad[:, :, None, :, None], 0
   )
-  return (grad[:, :height, :width],)
+  grad = grad.reshape(batch, height + height % 2, width + width % 2, channels)
+  return grad[:, :height, :width], grad_bias
 
 
 relu_pool.defvjp(_relu_pool_forward, _relu_pool_backward)
@@ -162,8 +193,8 @@ def upsample_conv(
   """Upsamples `[B, H, W, I]` by 2 to size and convolves with `[3, 3, I, O]`.
 
   Equals `conv(upsample(x, size), kernel)`. Where nothing is cropped it is one
-  convolution at the low resolution, whose 4 O channels are the four pixels that
-  each pixel becomes: less than half the arithmetic.
+  convolution at the low resolution, from the 2x2 pixels around each corner to
+  the 2x2 pixels that will be around it: less than half the arithmetic.
   """
   _, height, width, _ = x.shape
   if tuple(size) != (2 * height, 2 * width):
@@ -177,5 +208,5 @@ def upsample_conv(
     kernel,
     precision=lax.Precision.HIGHEST,
   )
-  kernel = kernel.reshape(3, 3, channels_in, 4 * channels_out)
-  return _from_blocks(conv(x, kernel))
+  kernel = kernel.reshape(2, 2, channels_in, 4 * channels_out)
+  return _from_blocks(_conv(x, kernel, 1), (2, 2))[:, 1:-1, 1:-1]

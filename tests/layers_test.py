@@ -21,8 +21,10 @@ def plain_conv(x, kernel):
   )
 
 
-def plain_relu_pool(x):
-  return nn.max_pool(nn.relu(x), (2, 2), (2, 2), 'SAME')
+def plain_relu_pool(x, bias):
+  return nn.max_pool(
+    nn.relu(x + bias[None, None, None]), (2, 2), (2, 2), 'SAME'
+  )
 
 
 def plain_upsample_conv(x, kernel, size):
@@ -69,28 +71,34 @@ def test_conv_is_the_plain_convolution(shape, channels):
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_relu_pool_is_relu_and_max_pool(shape):
-  assert_same(layers.relu_pool, plain_relu_pool, draw(shape))
+  bias = draw(shape[-1:], 1)
+  assert_same(layers.relu_pool, plain_relu_pool, draw(shape), bias)
 
 
 def test_where_pooled_values_tie_the_first_takes_the_gradient():
   x = jnp.full((1, 4, 4, 2), 3.0)
-  assert_same(layers.relu_pool, plain_relu_pool, x)
-  grad = jax.grad(lambda x: layers.relu_pool(x).sum())(x)[0, ..., 0]
+  bias = jnp.ones(2)
+  assert_same(layers.relu_pool, plain_relu_pool, x, bias)
+  grad = jax.grad(lambda x: layers.relu_pool(x, bias).sum())(x)[0, ..., 0]
   first = [[0, 0], [0, 2], [2, 0], [2, 2]]
   np.testing.assert_array_equal(np.argwhere(grad), first)
 
 
 def test_where_nothing_is_positive_there_is_no_gradient():
   x = jnp.array([-1.0, 0.0, -2.0, 0.0]).reshape(1, 2, 2, 1)
-  assert_same(layers.relu_pool, plain_relu_pool, x)
-  assert not jax.grad(lambda x: layers.relu_pool(x).sum())(x).any()
+  bias = jnp.zeros(1)
+  assert_same(layers.relu_pool, plain_relu_pool, x, bias)
+  assert not jax.grad(lambda x: layers.relu_pool(x, bias).sum())(x).any()
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('crop', [(0, 0), (1, 0), (1, 1)])
-def test_upsample_conv_is_upsampling_and_a_convolution(shape, crop):
+@pytest.mark.parametrize('channels_out', [1, 3, 9])
+def test_upsample_conv_is_upsampling_and_a_convolution(
+  shape, crop, channels_out
+):
   size = (2 * shape[1] - crop[0], 2 * shape[2] - crop[1])
-  kernel = draw((3, 3, shape[-1], 3), 1)
+  kernel = draw((3, 3, shape[-1], channels_out), 1)
   assert_same(
     lambda x, k: layers.upsample_conv(x, k, size),
     lambda x, k: plain_upsample_conv(x, k, size),
@@ -103,16 +111,15 @@ class VariantsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_layers_do_not_depend_on_jit(self):
     x, kernel = draw((2, 6, 6, 2)), draw((3, 3, 2, 3), 1)
+    bias = draw((3,), 2)
 
     def layer(x, kernel):
-      return layers.upsample_conv(
-        layers.relu_pool(layers.conv(x, kernel)), kernel[:, :, :1].repeat(3, 2),
-        (6, 6),
-      )  # fmt: skip
+      pooled = layers.relu_pool(layers.conv(x, kernel), bias)
+      return layers.upsample_conv(pooled, kernel[:, :, :1].repeat(3, 2), (6, 6))
 
     out = self.variant(layer)(x, kernel)
     chex.assert_shape(out, (2, 6, 6, 3))
-    pooled = plain_relu_pool(plain_conv(x, kernel))
+    pooled = plain_relu_pool(plain_conv(x, kernel), bias)
     expected = plain_upsample_conv(
       pooled, kernel[:, :, :1].repeat(3, 2), (6, 6)
     )
