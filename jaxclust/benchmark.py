@@ -370,17 +370,20 @@ def _training_contests(
     for layer in model.convolutions(state.params)
   ]
   rates = np.full(order.shape[0], learning_rate, np.float32)
+  mesh = training.make_mesh(model, batch_size)
+  state, resident = training.replicate(mesh, (state, images))
   epoch = 0
 
   def run():
     nonlocal state, epoch
     state = training.train_steps(
       training.start_epoch(state),
-      images,
+      resident,
       keys,
       training.draw_order(keys, epoch, rows, batch_size),
       rates,
       model=model.clone(dtype=training.DTYPES[dtype]),
+      mesh=mesh,
     )
     epoch += 1
     return float(state.loss_sum[0]) / num_images

@@ -80,6 +80,7 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
   """
   _keep_freed_memory()
   _keep_programs()
+  _use_all_cores()
   seconds = {}
   with _recorded_warnings() as messages:
     with _timed(seconds, 'data'):
@@ -403,6 +404,17 @@ def _keep_programs():
     if os.access(path, os.W_OK):
       jax.config.update('jax_compilation_cache_dir', str(path))
       jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def _use_all_cores():
+  """Makes each core of the CPU a device, as training shares batches among
+  devices; not where JAX is at work already, or has been told how many."""
+  cores = os.cpu_count()
+  if hasattr(os, 'sched_getaffinity'):
+    cores = len(os.sched_getaffinity(0))
+  with contextlib.suppress(RuntimeError):
+    if jax.config.jax_num_cpu_devices < 0:
+      jax.config.update('jax_num_cpu_devices', cores)
 
 
 @contextlib.contextmanager

@@ -164,6 +164,7 @@ class _Plan(NamedTuple):
   judges: jax.Array | np.ndarray | None  # images of the validation loss
   orders: jax.Array  # [R] keys
   rates: np.ndarray  # [S] learning rates of all steps
+  mesh: jax.sharding.Mesh  # the devices that share each batch
   num_steps: int  # of an epoch
   num_steps_per_call: int
   batch_size: int
@@ -221,6 +222,7 @@ def train(
   state = training.init(draw_keys(seeds, INIT), model)
   course = _Course(state, training.no_best(state.params))
   begun, course = workdir.restore(path, 'autoencoder', course) or (0, course)
+  course = training.replicate(plan.mesh, course)
   epoch = begun // plan.num_steps
   workdir.rewind_log(path, 'epoch', epoch, phase='autoencoder')
   saver = _Saver(path, 'autoencoder', begun)
@@ -255,18 +257,23 @@ def _plan(model, images, test_images, seeds, options):
   rows = jnp.asarray(np.flatnonzero(~held).astype(np.int32))
   num_steps = training.steps_per_epoch(len(rows), batch_size)
   images_per_step = len(seeds) * batch_size
+  mesh = training.make_mesh(model, batch_size)
   schedule = ('learning_rate', 'schedule', 'warmup_epochs')
   motion = ('noise', 'max_shift', 'max_rotation')
+  judges = images[np.flatnonzero(held)] if patience else test_images
+  if isinstance(images, jax.Array):
+    images = training.replicate(mesh, images)
   return _Plan(
     images=images,
     rows=rows,
-    judges=images[np.flatnonzero(held)] if patience else test_images,
+    judges=judges,
     orders=draw_keys(seeds, ORDER),
     rates=training.learning_rates(
       options['num_epochs'] * num_steps,
       num_steps,
       **{name: options[name] for name in schedule},
     ),
+    mesh=mesh,
     num_steps=num_steps,
     num_steps_per_call=_divide(
       num_steps,
@@ -283,6 +290,7 @@ def _plan(model, images, test_images, seeds, options):
     make_steps=functools.partial(
       training.train_steps,
       keys=draw_keys(seeds, AUGMENTATION),
+      mesh=mesh,
       model=model.clone(dtype=training.DTYPES[options['dtype']]),
       clip_norm=options['clip_norm'],
       augmentation=augmentation.from_options(
@@ -315,7 +323,8 @@ def _train_epoch(course, epoch, plan, saver):
   )
   cuts = range(begun, plan.num_steps, plan.num_steps_per_call)
   parts = [order[:, cut : cut + plan.num_steps_per_call] for cut in cuts]
-  for images, rows in streaming.batches(plan.images, parts):
+  put = functools.partial(training.replicate, plan.mesh)
+  for images, rows in streaming.batches(plan.images, parts, put):
     rates = plan.rates[step : step + rows.shape[1]]
     state = plan.make_steps(state, images, rows=rows, learning_rates=rates)
     step = int(state.step[0])
@@ -328,8 +337,9 @@ def _losses(state, plan):
   """Mean losses `[R]` of the epoch and of what validates it."""
   losses = {'train_loss': np.asarray(state.loss_sum) / len(plan.rows)}
   if plan.judges is not None:
+    params = jax.device_put(state.params, plan.mesh.devices[0])
     sums = [
-      np.asarray(plan.sum_losses(state.params, images))
+      np.asarray(plan.sum_losses(params, images))
       for images in streaming.blocks(plan.judges)
     ]
     losses['val_loss'] = np.sum(sums, axis=0) / len(plan.judges)
@@ -361,9 +371,8 @@ def _trained(path, course, seeds, plan):
     )
     for seed, epoch in zip(seeds, np.asarray(epochs).tolist(), strict=True)
   ]
-  return Trained(
-    (course.best if plan.patience else course.state).params, records
-  )
+  params = (course.best if plan.patience else course.state).params
+  return Trained(jax.device_put(params, plan.mesh.devices[0]), records)
 
 
 def encode(

@@ -8,7 +8,8 @@ the part before.
 Axes: N images, R runs, S steps, B batch, H height, W width, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,22 +46,31 @@ def place(
   Args:
     images: arrays `[N, H, W, C]`.
     placement: 'device', 'host', or 'auto' for the host if they would fill more
-      than half of the device's own memory.
+      than half of a device's memory; devices that are cores share the host's.
 
   Returns:
     Arrays of JAX on the device, of NumPy on the host.
   """
   if placement == 'auto':
-    stats = jax.devices()[0].memory_stats() or {}
-    room = stats.get('bytes_limit', np.inf) / 2
     total = sum(array.nbytes for array in images)
-    placement = 'device' if total <= room else 'host'
+    placement = 'device' if total <= _device_bytes() / 2 else 'host'
   convert = jnp.asarray if placement == 'device' else np.asarray
   return [convert(array) for array in images]
 
 
+def _device_bytes():
+  devices = jax.devices()
+  stats = devices[0].memory_stats()
+  if stats is not None:
+    return stats['bytes_limit']
+  pages = os.sysconf('SC_PHYS_PAGES')
+  return pages * os.sysconf('SC_PAGE_SIZE') / len(devices)
+
+
 def batches(
-  images: jax.Array | np.ndarray, parts: Sequence[jax.Array]
+  images: jax.Array | np.ndarray,
+  parts: Sequence[jax.Array],
+  put: Callable = jax.device_put,
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
   """Brings the images of each part of an epoch to the device.
 
@@ -68,19 +78,20 @@ def batches(
     images: `[N, H, W, C]`.
     parts: rows `[R, S, B]` of the images in the batches of S steps; -1 where a
       batch is not full.
+    put: takes a pytree of arrays to where the batches are used.
 
   Yields:
     For each part images on the device and the rows among them.
   """
   if isinstance(images, jax.Array):
-    yield from ((images, rows) for rows in parts)
+    yield from ((images, put(rows)) for rows in parts)
     return
 
   def send(rows):
     rows = np.asarray(rows)
     own = np.arange(rows.size, dtype=rows.dtype).reshape(rows.shape)
     pool = images[np.maximum(rows, 0).reshape(-1)]
-    return jax.device_put((pool, np.where(rows < 0, -1, own)))
+    return put((pool, np.where(rows < 0, -1, own)))
 
   yield from _ahead(parts, send)
 

@@ -3,9 +3,10 @@
 Several networks train side by side, each from a key of its own, as results are
 reported over seeds: one after another on a CPU, at once elsewhere. The images
 stay as they are (uint8 or float), and many steps are one device call, a scan
-over the rows of their batches. What an epoch draws comes from
-`fold_in(key, epoch)`, what a step draws from `fold_in(key, step)`: a run that
-is taken up at any step goes on as if it had never stopped.
+over the rows of their batches. Devices, and each core of a CPU can be one,
+share every batch. What an epoch draws comes from `fold_in(key, epoch)`, what a
+step draws from `fold_in(key, step)`: a run that is taken up at any step goes on
+as if it had never stopped.
 
 Axes: R runs (networks), N images, S steps, B batch, H height, W width,
 C channels, D numbers of the code.
@@ -23,11 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclust import numerics
 from jaxclust.augmentation import Augmentation, augment
-from jaxclust.autoencoder import Autoencoder
+from jaxclust.autoencoder import Autoencoder, count_operations
 from jaxclust.numerics import InputError
+
+# Images that a CPU takes through the network at once, so that what lies between
+# two layers fits the cache of a core.
+_PART = 32
+
+# Operations of a step that are worth a device of their own.
+_CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
+
+# The axis of a mesh whose devices share a batch.
+_BATCH = 'batch'
 
 # Of activations; parameters and losses are float32.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -173,7 +185,24 @@ def start_epoch(state: TrainState) -> TrainState:
   return state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
 
 
-@functools.partial(jax.jit, static_argnames='model', donate_argnames='state')
+def make_mesh(model: Autoencoder, batch_size: int) -> Mesh:
+  """The devices that are to share each batch: as many as it keeps busy."""
+  devices = jax.devices()
+  on_cpu = devices[0].platform == 'cpu'
+  share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
+  operations = 3 * batch_size * count_operations(model)
+  most = min(len(devices), batch_size // _PART, operations // share)
+  return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
+
+
+def replicate(mesh: Mesh, arrays: Any) -> Any:
+  """Puts a pytree of arrays on all devices of a mesh."""
+  return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(
+  jax.jit, static_argnames=('model', 'mesh'), donate_argnames='state'
+)
 def train_steps(
   state: TrainState,
   images: jax.Array,
@@ -182,6 +211,7 @@ def train_steps(
   learning_rates: jax.Array,
   *,
   model: Autoencoder,
+  mesh: Mesh | None = None,
   clip_norm: float = 0.0,
   augmentation: Augmentation = Augmentation(),  # noqa: B008, immutable
 ) -> TrainState:
@@ -194,6 +224,7 @@ def train_steps(
     rows: `[R, S, B]` int32, the images of each batch; -1 is none.
     learning_rates: `[S]`, of Adam.
     model: the network.
+    mesh: the devices that share each batch, see `make_mesh`; None for one.
     clip_norm: the largest norm of a gradient, longer ones are shortened to it;
       0 for none.
     augmentation: what is drawn of each image.
@@ -201,32 +232,56 @@ def train_steps(
   Returns:
     The state after the steps.
   """
+  axis = None if mesh is None else _BATCH
+  step = functools.partial(_train_step, model, axis, clip_norm, augmentation)
 
-  def run(state, key, rows):
-    def body(state, batch):
-      rows, learning_rate = batch
-      weight = (rows >= 0).astype(jnp.float32)
-      pixels = as_pixels(images[jnp.maximum(rows, 0)])
-      seen, wanted = augment(
-        jax.random.fold_in(key, state.step), pixels, augmentation
-      )
-      grads, loss = _gradients(state.params, seen, wanted, weight, model)
-      with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-        updates, opt_state = _optimizer(clip_norm).update(
-          grads, state.opt_state
-        )
-      updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-      state = TrainState(
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        step=state.step + 1,
-        loss_sum=state.loss_sum + loss,
-      )
-      return state, None
+  def steps(state, images, keys, rows, learning_rates):
+    def run(state, key, rows):
+      def body(state, batch):
+        return step(state, images, key, *batch), None
 
-    return lax.scan(body, state, (rows, learning_rates))[0]
+      return lax.scan(body, state, (rows, learning_rates))[0]
 
-  return numerics.side_by_side(run, state, keys, rows)
+    return numerics.side_by_side(run, state, keys, rows)
+
+  if mesh is not None:
+    spare = -rows.shape[2] % mesh.size
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, spare)), constant_values=-1)
+    whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
+    steps = jax.shard_map(
+      steps,
+      mesh=mesh,
+      in_specs=(whole, whole, whole, shared, whole),
+      out_specs=whole,
+      check_vma=False,
+    )
+  return steps(state, images, keys, rows, learning_rates)
+
+
+def _train_step(
+  model, axis, clip_norm, augmentation, state, images, key, rows, learning_rate
+):
+  """The state after a step with `rows` [B], a device's share of the batch if
+  `axis` is that of a mesh."""
+  key = jax.random.fold_in(key, state.step)
+  if axis is not None:
+    key = jax.random.fold_in(key, lax.axis_index(axis))
+  pixels = as_pixels(images[jnp.maximum(rows, 0)])
+  seen, wanted = augment(key, pixels, augmentation)
+  weight = (rows >= 0).astype(jnp.float32)
+  loss, grads = _gradient(state.params, seen, wanted, weight, model)
+  sums = loss, grads, weight.sum()
+  loss, grads, count = sums if axis is None else lax.psum(sums, axis)
+  grads = jax.tree.map(lambda g: g / count, grads)
+  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
+    updates, opt_state = _optimizer(clip_norm).update(grads, state.opt_state)
+  updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+  return TrainState(
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    step=state.step + 1,
+    loss_sum=state.loss_sum + loss,
+  )
 
 
 def _optimizer(clip_norm):
@@ -237,33 +292,49 @@ def _optimizer(clip_norm):
   )
 
 
-def _gradients(params, seen, wanted, weight, model):
-  """The gradient of the mean loss of a batch, and the sum of its losses."""
-  loss = functools.partial(batch_loss, model=model)
-  grads, total = jax.grad(loss, has_aux=True)(params, seen, wanted, weight)
-  return grads, total
+def _gradient(params, seen, wanted, weight, model):
+  """The weighted sum of a batch's losses, and its gradient."""
+
+  def total(params):
+    losses = functools.partial(image_losses, params, model=model)
+    return jnp.vdot(
+      weight,
+      lax.platform_dependent(
+        seen, wanted, cpu=functools.partial(_in_parts, losses), default=losses
+      ),
+    )
+
+  return jax.value_and_grad(total)(params)
 
 
-def batch_loss(
-  params: Any,
-  seen: jax.Array,
-  wanted: jax.Array,
-  weight: jax.Array,
-  *,
-  model: Autoencoder,
-) -> tuple[jax.Array, jax.Array]:
-  """Weighted mean and weighted sum of the images' mean squared errors.
+def _in_parts(fn, *arrays):
+  """`fn` of parts of at most `_PART` rows of arrays `[B, ...]`, `[B]`."""
+  num_rows = len(arrays[0])
+  num_parts = -(-num_rows // _PART)
+  size = -(-num_rows // num_parts)
+
+  def split(array):
+    spare = (num_parts * size - num_rows, *array.shape[1:])
+    array = jnp.concatenate([array, jnp.zeros(spare, array.dtype)])
+    return array.reshape(num_parts, size, *array.shape[1:])
+
+  parts = tuple(map(split, arrays))
+  return lax.map(lambda part: fn(*part), parts).reshape(-1)[:num_rows]
+
+
+def image_losses(
+  params: Any, seen: jax.Array, wanted: jax.Array, *, model: Autoencoder
+) -> jax.Array:
+  """The mean squared error `[B]` of each image.
 
   Args:
     params: of one network.
     seen: what it encodes, `[B, H, W, C]` in [0, 1].
     wanted: what it is to decode.
-    weight: `[B]`.
     model: the network.
   """
   errors = jnp.square(model.apply(params, seen) - wanted)
-  total = jnp.vdot(weight, errors.mean(axis=(1, 2, 3)))
-  return total / weight.sum(), total
+  return errors.mean(axis=(1, 2, 3))
 
 
 def no_best(params: Any) -> Best:
@@ -315,7 +386,8 @@ def sum_losses(
   def run(params):
     def part(images, weight):
       pixels = as_pixels(images)
-      return batch_loss(params, pixels, pixels, weight, model=model)[1]
+      losses = image_losses(params, pixels, pixels, model=model)
+      return jnp.vdot(weight, losses)
 
     weight = jnp.ones(images.shape[0])
     return numerics.sum_blocks(part, images, weight, batch_size)

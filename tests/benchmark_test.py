@@ -70,7 +70,7 @@ def test_each_layer_is_a_row_of_its_own(monkeypatch):
   monkeypatch.setattr(benchmark, '_PAUSE', 0)
   options = OPTIONS | {'groups': ('layers',)}
   _, *rows = benchmark.run(jax.random.key(0), images(), **options)
-  assert len(rows) == benchmark.num_rows(**options) == 18
+  assert len(rows) == benchmark.num_rows(**options) == 20
   names = [row['name'] for row in rows]
   assert names[0] == 'encoder 0, 7 x 5 x 2 to 7 x 5 x 4, forward'
   assert names[1] == 'encoder 0, 7 x 5 x 2 to 7 x 5 x 4, gradient of its kernel'

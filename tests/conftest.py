@@ -1,5 +1,5 @@
-"""Strict numerics for every test, and a compiler that does not run full and
-has no memory of earlier tests."""
+"""Strict numerics for every test, two devices, and a compiler that does not run
+full and has no memory of earlier tests."""
 
 import gc
 import os
@@ -9,6 +9,7 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_enable_compilation_cache', False)
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'  # for what tests start
 

@@ -84,6 +84,19 @@ def test_seeds_side_by_side_are_seeds_alone(tmp_path):
   assert losses(tmp_path / '3', 3) != losses(tmp_path / '4', 4)
 
 
+def test_devices_that_share_batches_train_alike(tmp_path, monkeypatch):
+  options = {'batch_size': 64, 'noise': 0.0, 'patience': 2}
+  monkeypatch.setattr(training, '_CPU_SHARE', np.inf)
+  alone = train(tmp_path / 'one', **options)
+  monkeypatch.setattr(training, '_CPU_SHARE', 1)
+  shared = train(tmp_path / 'two', **options)
+  assert training.make_mesh(MODEL, 64).size == 2
+  chex.assert_trees_all_close(alone.params, shared.params, atol=1e-5)
+  np.testing.assert_allclose(
+    losses(tmp_path / 'one'), losses(tmp_path / 'two'), rtol=1e-4
+  )
+
+
 def test_calls_of_other_lengths_are_the_same_training(tmp_path, monkeypatch):
   whole = train(tmp_path / 'whole')
   monkeypatch.setattr(fitting, '_CPU_OPERATIONS', 1)
@@ -94,7 +107,12 @@ def test_calls_of_other_lengths_are_the_same_training(tmp_path, monkeypatch):
   )
 
 
-def test_a_training_stopped_within_an_epoch_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize('share', [1, np.inf])
+def test_a_training_stopped_within_an_epoch_goes_on(
+  share, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(training, '_CPU_SHARE', share)
+  monkeypatch.setattr(training, '_PART', 8)
   monkeypatch.setattr(fitting, '_CPU_OPERATIONS', 1)  # seven calls an epoch
   options = {'seeds': (0, 5), 'patience': 3, 'noise': 0.1}
   whole = train(tmp_path / 'whole', **options)

@@ -25,7 +25,7 @@ def test_placements_are_arrays_of_jax_or_numpy():
 @pytest.mark.parametrize(
   ('stats', 'kind'),
   [
-    (None, jax.Array),
+    (None, jax.Array),  # a core, which shares the memory of the machine
     ({'bytes_limit': 120}, jax.Array),
     ({'bytes_limit': 119}, np.ndarray),
   ],

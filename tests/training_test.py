@@ -131,8 +131,9 @@ def test_gradients_are_those_of_a_plain_network():
 
   with jax.numpy_dtype_promotion('standard'):
     expected = jax.jit(jax.grad(plain_loss))(plain_params(params))
-  gradients = jax.jit(training._gradients, static_argnames='model')
-  found, _ = gradients(params, pixels, pixels, weight, MODEL)
+  gradient = jax.jit(training._gradient, static_argnames='model')
+  _, found = gradient(params, pixels, pixels, weight, MODEL)
+  found = jax.tree.map(lambda g: g / 64, found)
   found, expected = (
     jax.flatten_util.ravel_pytree(tree)[0]
     for tree in (plain_params(found), expected)
@@ -199,6 +200,66 @@ def test_epochs_and_keys_have_orders_of_their_own():
   assert len(seen) == 4
 
 
+@pytest.mark.parametrize('batch_size', [8, 15])
+def test_devices_that_share_batches_make_the_same_steps(batch_size):
+  """Fifteen images are eight for one device and seven for the other."""
+  assert jax.device_count() == 2
+  images = draw_images(70)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  keys = jax.random.split(KEY, 2)
+  alone = train(images, 12, batch_size=batch_size, keys=keys)
+  state, there = training.replicate(mesh, (training.init(keys, MODEL), images))
+  shared = train(
+    there, 12, batch_size=batch_size, keys=keys, mesh=mesh, state=state
+  )
+  np.testing.assert_allclose(shared.loss_sum, alone.loss_sum, rtol=1e-5)
+  chex.assert_trees_all_close(shared.params, alone.params, rtol=1e-4, atol=1e-5)
+
+
+def test_devices_draw_what_is_their_own():
+  """The same image in every place of a batch, moved by both devices."""
+  images = jnp.broadcast_to(draw_images(1), (16, 8, 8, 1))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  drawn = Augmentation(motion=Motion(2.0, 10.0))
+  start = training.init(KEY[None], MODEL)
+  state, there = training.replicate(mesh, (start, images))
+  shared = train(
+    there, 1, batch_size=16, mesh=mesh, state=state, augmentation=drawn
+  )
+  params = first(start.params)
+  pixels = training.as_pixels(images[:8])
+  expected = []
+  for device in range(2):
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), device)
+    seen, wanted = augment(key, pixels, drawn)
+    losses = training.image_losses(params, seen, wanted, model=MODEL)
+    expected.append(float(losses.sum()))
+  assert expected[0] != expected[1]
+  np.testing.assert_allclose(shared.loss_sum[0], sum(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('features', 'batch_size', 'count'),
+  [((16, 8, 8), 256, 2), ((16, 8, 8), 32, 1), ((2, 2, 2), 256, 1)],
+)
+def test_a_small_batch_stays_on_one_device(features, batch_size, count):
+  model = Autoencoder((28, 28, 1), features)
+  assert training.make_mesh(model, batch_size).size == count
+
+
+@pytest.mark.parametrize('batch_size', [1, 31, 32, 33, 70])
+def test_parts_of_a_batch_are_the_batch(batch_size):
+  images = draw_images(batch_size)
+  pixels = training.as_pixels(images)
+  params = first(training.init(KEY[None], MODEL).params)
+  losses = functools.partial(training.image_losses, params, model=MODEL)
+  np.testing.assert_allclose(
+    training._in_parts(losses, pixels, pixels),
+    losses(pixels, pixels),
+    rtol=1e-5,
+  )
+
+
 def test_networks_side_by_side_are_networks_alone():
   images = draw_images(40)
   keys = jax.random.split(KEY, 3)
@@ -218,12 +279,12 @@ def test_at_once_is_one_after_another():
   pixels = training.as_pixels(images)
   weight = jnp.ones(24)
 
-  def gradients(params):
-    return training._gradients(params, pixels, pixels, weight, MODEL)
+  def gradient(params):
+    return training._gradient(params, pixels, pixels, weight, MODEL)
 
   chex.assert_trees_all_close(
-    jax.jit(jax.vmap(gradients))(params),
-    jax.jit(functools.partial(numerics.side_by_side, gradients))(params),
+    jax.jit(jax.vmap(gradient))(params),
+    jax.jit(functools.partial(numerics.side_by_side, gradient))(params),
     rtol=1e-4,
     atol=1e-6,
   )
@@ -251,7 +312,7 @@ def test_bfloat16_maps_are_half_as_large():
   params = first(training.init(KEY[None], MODEL).params)
   pixels = training.as_pixels(draw_images(4))
   weight = jnp.ones(4)
-  jaxpr = jax.make_jaxpr(training._gradients, static_argnums=4)(
+  jaxpr = jax.make_jaxpr(training._gradient, static_argnums=4)(
     params, pixels, pixels, weight, model
   )
   convolutions = re.findall(r'(\w+)\[[\d,]*\] = conv_general', str(jaxpr))
