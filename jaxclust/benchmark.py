@@ -360,7 +360,9 @@ def _training_contests(
   its own; the peers train the first alone, always in the order of its first
   epoch."""
   model = Autoencoder(images.shape[1:], tuple(features))
-  keys = jax.random.split(key, num_seeds)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+    jnp.arange(num_seeds)
+  )
   state = training.init(keys, model)
   num_images = len(images)
   rows = jnp.arange(num_images, dtype=jnp.int32)

@@ -16,7 +16,7 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 
 def build(image_shape, params, num_levels):
@@ -49,6 +49,18 @@ def build(image_shape, params, num_levels):
   return model
 
 
+class Adam(keras.optimizers.Adam):
+  """Adam with epsilon where the paper's Algorithm 1 has it, behind the bias's
+  correction; Keras has it before, which tells where gradients are small."""
+
+  def update_step(self, gradient, variable, learning_rate):
+    epsilon = self.epsilon
+    step = ops.cast(self.iterations + 1, variable.dtype)
+    self.epsilon *= ops.sqrt(1 - ops.power(self.beta_2, step))
+    super().update_step(gradient, variable, learning_rate)
+    self.epsilon = epsilon
+
+
 def main(path):
   with np.load(path) as file:
     arrays = dict(file)
@@ -60,7 +72,7 @@ def main(path):
     for i in range(2 * num_levels + 1)
   ]
   model = build(images.shape[1:], params, num_levels)
-  adam = keras.optimizers.Adam(float(arrays['learning_rate']), epsilon=1e-8)
+  adam = Adam(float(arrays['learning_rate']), epsilon=1e-8)
   model.compile(adam, 'mse')
   options = {'batch_size': int(arrays['batch_size']), 'verbose': 0}
   for _ in sys.stdin:
