@@ -54,6 +54,7 @@ def losses(path, seed=0):
   ]
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_images_train_alike(tmp_path, monkeypatch):
   monkeypatch.setattr(fitting, '_CALL_BYTES', 2 * 16 * 64)  # two steps of seven
   options = {'noise': 0.1, 'max_shift': 1.0, 'schedule': 'cosine'}
@@ -69,6 +70,7 @@ def test_streamed_and_resident_images_train_alike(tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_seeds_alone(tmp_path):
   together = train(tmp_path / 'all', seeds=(3, 4))
   for run, seed in enumerate((3, 4)):
@@ -84,6 +86,7 @@ def test_seeds_side_by_side_are_seeds_alone(tmp_path):
   assert losses(tmp_path / '3', 3) != losses(tmp_path / '4', 4)
 
 
+@pytest.mark.slow
 def test_devices_that_share_batches_train_alike(tmp_path, monkeypatch):
   options = {'batch_size': 64, 'noise': 0.0, 'patience': 2}
   monkeypatch.setattr(training, '_CPU_SHARE', np.inf)
@@ -107,6 +110,7 @@ def test_calls_of_other_lengths_are_the_same_training(tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('share', [1, np.inf])
 def test_a_training_stopped_within_an_epoch_goes_on(
   share, tmp_path, monkeypatch

@@ -180,6 +180,7 @@ def test_an_epoch_sees_every_image_once():
   np.testing.assert_allclose(state.loss_sum, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_where_it_was():
   images = draw_images(24)
   options = {
@@ -200,6 +201,7 @@ def test_epochs_and_keys_have_orders_of_their_own():
   assert len(seen) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [8, 15])
 def test_devices_that_share_batches_make_the_same_steps(batch_size):
   """Fifteen images are eight for one device and seven for the other."""
@@ -216,6 +218,7 @@ def test_devices_that_share_batches_make_the_same_steps(batch_size):
   chex.assert_trees_all_close(shared.params, alone.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_draw_what_is_their_own():
   """The same image in every place of a batch, moved by both devices."""
   images = jnp.broadcast_to(draw_images(1), (16, 8, 8, 1))
@@ -260,6 +263,7 @@ def test_parts_of_a_batch_are_the_batch(batch_size):
   )
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_are_networks_alone():
   images = draw_images(40)
   keys = jax.random.split(KEY, 3)
@@ -290,6 +294,7 @@ def test_at_once_is_one_after_another():
   )
 
 
+@pytest.mark.slow
 def test_bfloat16_ends_where_float32_does():
   images = draw_images(512)
   losses = []
@@ -364,6 +369,7 @@ def test_a_long_gradient_is_shortened():
   np.testing.assert_allclose(tight, 0.1 * 1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_denoising_is_judged_by_the_clean_image():
   """With all noise and no rate, the loss is that of the noisy images."""
   images = draw_images(64)
