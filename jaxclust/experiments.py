@@ -359,7 +359,7 @@ def _check_points(config, dataset, encoded):
   if not encoded:
     return int(np.prod(shape))
   autoencoder.check_options(**config.autoencoder)
-  fitting.check_training(**config.training)
+  fitting.check_training(len(dataset.images), **config.training)
   return autoencoder.code_size(shape, config.autoencoder.features)
 
 

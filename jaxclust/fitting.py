@@ -29,7 +29,7 @@ from jaxclust import (
   workdir,
 )
 from jaxclust.autoencoder import Autoencoder
-from jaxclust.numerics import StopReason
+from jaxclust.numerics import InputError, StopReason
 from jaxclust.training import Best, TrainState
 
 # What a seed draws, each from fold_in(key(seed), number).
@@ -175,6 +175,7 @@ class _Plan(NamedTuple):
 
 
 def check_training(
+  num_images: int,
   *,
   noise: float,
   max_shift: float,
@@ -182,12 +183,18 @@ def check_training(
   placement: str,
   **options: Any,
 ) -> None:
-  """Checks the options of `train`.
+  """Checks the options of `train` for N images.
 
   Raises:
     InputError: if they are out of range.
   """
   training.check_options(**options)
+  held = training.held_out(num_images, options['holdout'])
+  if options['patience'] and not held.any():
+    raise InputError(
+      f'holdout is {options["holdout"]}: of {num_images} images that is none '
+      'to validate on; hold out more, or set patience to 0'
+    )
   streaming.check_placement(placement)
   augmentation.from_options(
     noise=noise, max_shift=max_shift, max_rotation=max_rotation

@@ -222,7 +222,15 @@ def test_calls_of_an_epoch_are_of_one_length_if_they_can(
 )
 def test_options_that_cannot_be_used_are_named(name, value):
   with pytest.raises(InputError, match=f'{name} is {value!r}'):
-    fitting.check_training(**OPTIONS | {name: value})
+    fitting.check_training(100, **OPTIONS | {name: value})
+
+
+def test_patience_needs_an_image_to_judge_by():
+  options = OPTIONS | {'patience': 1}
+  fitting.check_training(10, **options)
+  with pytest.raises(InputError, match=r'holdout is 0.1: of 9 images'):
+    fitting.check_training(9, **options)
+  fitting.check_training(9, **OPTIONS)
 
 
 LARGE = """
