@@ -2,15 +2,19 @@
 
 Results are whole or absent: a file is written beside its place and moved there.
 The log alone grows line by line. The directory belongs to one process at a time
-and to one config for ever.
+and to one config for ever. A checkpoint is a folder that Orbax writes, named
+for its step, and a manifest beside it with the SHA-256 of every file.
 """
 
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import shutil
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +25,9 @@ import orbax.checkpoint as ocp
 from jaxclust.numerics import InputError
 
 _KEPT_CHECKPOINTS = 2
+
+# Of a checkpoint and its manifest; another number is for another layout.
+_FORMAT = 1
 
 
 def new_path(name: str) -> pathlib.Path:
@@ -148,15 +155,34 @@ def _read_log(path):
 
 
 def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
-  """Saves a pytree of arrays as the checkpoint of a phase at a step."""
-  with _manager(path, phase) as manager:
-    manager.save(step, args=ocp.args.StandardSave(state), force=True)
+  """Saves a pytree of arrays as the checkpoint of a phase at a step.
+
+  The manifest is written when all else is on the disk, and makes it count.
+  """
+  folder = _checkpoints(path, phase)
+  if (folder / str(step)).exists():
+    _set_aside(folder, step)
+  with _checkpointer() as checkpointer:
+    checkpointer.save(folder / str(step), ocp.args.StandardSave(state))
+  manifest = {
+    'format': _FORMAT,
+    'arrays': _describe(state),
+    'files': _digests(folder / str(step), sync=True),
+  }
+  write_json(folder, f'{step}.json', manifest)
+  for old in _steps(folder)[:-_KEPT_CHECKPOINTS]:
+    (folder / f'{old}.json').unlink()
+    shutil.rmtree(folder / str(old))
+  for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
+    shutil.rmtree(unfinished)
 
 
 def restore(
   path: pathlib.Path, phase: str, like: Any
 ) -> tuple[int, Any] | None:
-  """Restores the newest checkpoint of a phase.
+  """Restores the newest checkpoint of a phase that is whole.
+
+  What is damaged or no checkpoint is set aside, with a warning.
 
   Args:
     path: the run directory.
@@ -165,30 +191,120 @@ def restore(
 
   Returns:
     The step and the state; None where nothing was saved.
+
+  Raises:
+    InputError: if the checkpoint holds other arrays, or is of another format.
   """
-  if not _checkpoints(path, phase).exists():
-    return None
-  with _manager(path, phase) as manager:
-    step = manager.latest_step()
-    if step is None:
-      return None
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
+  folder = _checkpoints(path, phase)
+  for step in reversed(_steps(folder)):
+    damage = _damage(folder, step)
+    if damage is None:
+      _check_arrays(folder, step, like)
+      return step, _read(folder / str(step), like)
+    place = _set_aside(folder, step)
+    warnings.warn(
+      f'checkpoint {folder / str(step)} is set aside as {place.name}: {damage}',
+      stacklevel=2,
     )
-    return step, manager.restore(step, args=ocp.args.StandardRestore(shapes))
+  return None
+
+
+def _read(folder, like):
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
+  )
+  with _checkpointer() as checkpointer:
+    return checkpointer.restore(folder, ocp.args.StandardRestore(shapes))
 
 
 def _checkpoints(path, phase):
   return path / 'checkpoints' / phase
 
 
-def _manager(path, phase):
-  return ocp.CheckpointManager(
-    _checkpoints(path, phase),
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=_KEPT_CHECKPOINTS,
-      create=True,
-      enable_async_checkpointing=False,
-    ),
-  )
+def _checkpointer():
+  return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _steps(folder):
+  """The steps in rising order that there are folders or manifests of."""
+  if not folder.is_dir():
+    return []
+  found = {entry.name.removesuffix('.json') for entry in folder.iterdir()}
+  return sorted(int(name) for name in found if name.isdecimal())
+
+
+def _damage(folder, step):
+  """What is wrong with the checkpoint of a step; None if nothing is.
+
+  Raises:
+    InputError: if it is of another format.
+  """
+  try:
+    manifest = json.loads((folder / f'{step}.json').read_text())
+    version, files = manifest['format'], manifest['files']
+  except FileNotFoundError:
+    return 'it has no manifest, as if its writing was not finished'
+  except (ValueError, KeyError, TypeError):
+    return 'its manifest cannot be read'
+  if version != _FORMAT:
+    raise InputError(
+      f'checkpoint {folder / str(step)} has format {version}, and this version '
+      f'of jaxclust reads format {_FORMAT}: go on with the version that wrote '
+      'it, or name another directory with --workdir=DIR'
+    )
+  found = _digests(folder / str(step))
+  if found == files:
+    return None
+  for name in files:
+    if name not in found:
+      return f'its file {name} is missing'
+    if found[name] != files[name]:
+      return f'its file {name} is damaged'
+  return f'its file {min(found.keys() - files.keys())} is foreign'
+
+
+def _digests(folder, sync=False):
+  """Size and SHA-256 of each file below a folder."""
+  digests = {}
+  for file in sorted(folder.rglob('*')):
+    if file.is_file():
+      with open(file, 'rb') as opened:
+        if sync:
+          os.fsync(opened.fileno())
+        sha = hashlib.file_digest(opened, 'sha256').hexdigest()
+        size = os.fstat(opened.fileno()).st_size
+      digests[file.relative_to(folder).as_posix()] = [size, sha]
+  return digests
+
+
+def _describe(state):
+  """Shape and dtype of each array of a pytree by its place."""
+  return {
+    jax.tree_util.keystr(place): [list(a.shape), str(a.dtype)]
+    for place, a in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def _check_arrays(folder, step, like):
+  saved = json.loads((folder / f'{step}.json').read_text())['arrays']
+  wanted = _describe(like)
+  for place in sorted(saved.keys() | wanted.keys()):
+    if saved.get(place) != wanted.get(place):
+      raise InputError(
+        f'checkpoint {folder / str(step)} holds {saved.get(place)} at {place}, '
+        f'and this run needs {wanted.get(place)}: name another directory with '
+        '--workdir=DIR'
+      )
+
+
+def _set_aside(folder, step):
+  """Moves what there is of a step out of the way; returns where to."""
+  attempt = 1
+  while (place := folder / f'{step}-set-aside-{attempt}').exists():
+    attempt += 1
+  place.mkdir(parents=True)
+  for name in (str(step), f'{step}.json'):
+    if (folder / name).exists():
+      os.replace(folder / name, place / name)
+  return place

@@ -286,7 +286,8 @@ def test_a_training_that_diverges_keeps_what_it_has_saved(
   assert run('gmm', tmp_path) == 3
   assert 'checkpoint of step 44 stands' in capfd.readouterr().err
   kept = tmp_path / 'checkpoints' / 'autoencoder'
-  assert sorted(p.name for p in kept.iterdir()) == ['22', '44']
+  steps = sorted(p.name for p in kept.iterdir() if p.is_dir())
+  assert steps == ['22', '44']
 
 
 @pytest.mark.slow

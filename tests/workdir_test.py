@@ -1,5 +1,9 @@
 """The run directory."""
 
+import json
+import shutil
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,15 +92,157 @@ def test_the_log_of_a_seed_is_its_own(tmp_path):
   assert found == {0: [5, 10], 1: [5]}
 
 
+STATE = {'a': jnp.arange(3.0), 'b': (jnp.int32(7), jnp.ones((2, 40)))}
+
+
+def save(path, *steps):
+  """Saves a state for each step, of which the step is a part."""
+  for step in steps:
+    workdir.save(path, 'gmm', step, STATE | {'a': STATE['a'] + step})
+
+
+def restore(path):
+  step, state = workdir.restore(path, 'gmm', STATE)
+  np.testing.assert_array_equal(state['a'], np.arange(3) + step)
+  return step
+
+
 def test_the_newest_checkpoint_comes_back(tmp_path):
-  state = {'a': jnp.arange(3.0), 'b': jnp.int32(7)}
-  assert workdir.restore(tmp_path, 'gmm', state) is None
-  for step in (1, 5, 9):
-    saved = {'a': state['a'] + step, 'b': state['b']}
-    workdir.save(tmp_path, 'gmm', step, saved)
-  step, restored = workdir.restore(tmp_path, 'gmm', state)
+  assert workdir.restore(tmp_path, 'gmm', STATE) is None
+  save(tmp_path, 1, 5, 9)
+  step, restored = workdir.restore(
+    tmp_path, 'gmm', jax.eval_shape(lambda: STATE)
+  )
   assert step == 9
   np.testing.assert_array_equal(restored['a'], [9, 10, 11])
-  assert restored['b'].dtype == jnp.int32
+  assert restored['b'][0].dtype == jnp.int32
   kept = sorted(p.name for p in (tmp_path / 'checkpoints' / 'gmm').iterdir())
-  assert kept == ['5', '9']
+  assert kept == ['5', '5.json', '9', '9.json']
+
+
+def largest_file(folder):
+  files = [file for file in folder.rglob('*') if file.is_file()]
+  return max(files, key=lambda file: file.stat().st_size)
+
+
+def truncate(folder):
+  file = largest_file(folder)
+  file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(folder):
+  file = largest_file(folder)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+def lose_a_file(folder):
+  largest_file(folder).unlink()
+
+
+def add_a_file(folder):
+  (folder / 'more').write_text('foreign')
+
+
+def empty(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+def lose_the_manifest(folder):
+  folder.with_suffix('.json').unlink()
+
+
+def truncate_the_manifest(folder):
+  manifest = folder.with_suffix('.json')
+  manifest.write_text(manifest.read_text()[:-9])
+
+
+def keep_only_the_manifest(folder):
+  shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'told'),
+  [
+    (truncate, 'is damaged'),
+    (flip_a_bit, 'is damaged'),
+    (lose_a_file, 'is missing'),
+    (add_a_file, 'more is foreign'),
+    (empty, 'is missing'),
+    (lose_the_manifest, 'no manifest'),
+    (truncate_the_manifest, 'manifest cannot be read'),
+    (keep_only_the_manifest, 'is missing'),
+  ],
+)
+def test_a_damaged_checkpoint_is_set_aside(damage, told, tmp_path):
+  save(tmp_path, 5, 9)
+  folder = tmp_path / 'checkpoints' / 'gmm'
+  damage(folder / '9')
+  with pytest.warns(UserWarning, match=f'9 is set aside as .*{told}'):
+    assert restore(tmp_path) == 5
+  assert (folder / '9-set-aside-1').is_dir()
+  assert restore(tmp_path) == 5  # without a word
+  save(tmp_path, 9)
+  assert restore(tmp_path) == 9
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path):
+  save(tmp_path, 5, 9)
+  for step in ('5', '9'):
+    flip_a_bit(tmp_path / 'checkpoints' / 'gmm' / step)
+  with pytest.warns(UserWarning, match='set aside') as seen:
+    assert workdir.restore(tmp_path, 'gmm', STATE) is None
+  assert len(seen) == 2
+
+
+def test_what_is_no_step_is_left_alone_but_for_rests_of_a_save(tmp_path):
+  save(tmp_path, 5)
+  folder = tmp_path / 'checkpoints' / 'gmm'
+  foreign, rest = folder / 'notes', folder / '9.orbax-checkpoint-tmp-17'
+  foreign.mkdir()
+  rest.mkdir()
+  assert restore(tmp_path) == 5
+  save(tmp_path, 9)
+  assert restore(tmp_path) == 9
+  assert foreign.is_dir()
+  assert not rest.exists()
+
+
+def test_a_save_that_dies_leaves_the_step_before(tmp_path, monkeypatch):
+  save(tmp_path, 5)
+
+  def die(*args):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir, 'write_json', die)
+    with pytest.raises(KeyboardInterrupt):
+      save(tmp_path, 9)
+  with pytest.warns(UserWarning, match='9 is set aside as .*no manifest'):
+    assert restore(tmp_path) == 5
+
+
+@pytest.mark.parametrize(
+  ('like', 'told'),
+  [
+    (STATE | {'a': jnp.arange(3)}, r"'float32'\] at \['a'\].*'int32'"),
+    (STATE | {'a': jnp.arange(4.0)}, r'\[\[3\].*needs \[\[4\]'),
+    (STATE | {'c': jnp.arange(4.0)}, r'holds None at \[\'c\'\]'),
+  ],
+)
+def test_other_arrays_are_an_error_and_no_cast(like, told, tmp_path):
+  save(tmp_path, 5)
+  with pytest.raises(InputError, match=told):
+    workdir.restore(tmp_path, 'gmm', like)
+  assert restore(tmp_path) == 5
+
+
+def test_another_format_is_an_error_with_both_versions(tmp_path):
+  save(tmp_path, 5)
+  manifest = tmp_path / 'checkpoints' / 'gmm' / '5.json'
+  content = json.loads(manifest.read_text()) | {'format': 7}
+  manifest.write_text(json.dumps(content))
+  with pytest.raises(InputError, match=r'has format 7.* reads format 1'):
+    workdir.restore(tmp_path, 'gmm', STATE)
