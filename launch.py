@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command line argv (with the program's name); returns a status.
 
   0: done or already finished; 2: the input cannot be used; 3: the run cannot go
-  on (the training diverged, or a peer of a benchmark did something else).
+  on (the training diverged, or a peer of a benchmark did something else);
+  130 and 143: stopped by Ctrl-C or SIGTERM, what is done has been saved.
   """
   try:
     config, workdir = _parse(argv)
@@ -27,14 +28,17 @@ def main(argv: Sequence[str]) -> int:
     return _fail(e, 2)
   if config is None:
     return 0
-  from jaxclust import experiments, fitting, numerics
+  from jaxclust import experiments, fitting, numerics, stopping
 
   try:
-    path = experiments.run(config, workdir)
+    with stopping.listening():
+      path = experiments.run(config, workdir)
   except numerics.InputError as error:
     return _fail(error, 2)
   except fitting.RunError as error:
     return _fail(error, 3)
+  except stopping.Stopped as error:
+    return _fail(error, error.status)
   print(os.path.relpath(path))
   return 0
 

@@ -33,6 +33,7 @@ from jaxclust import (
   peers,
   report,
   selection,
+  stopping,
   streaming,
   training,
   workdir,
@@ -98,7 +99,12 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
       )
       experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
-      summary |= experiment.run(config, dataset, path, seconds)
+      try:
+        summary |= experiment.run(config, dataset, path, seconds)
+      except stopping.Stopped:
+        here = os.path.relpath(path)
+        report.say(f'the same command with --workdir={here} goes on from here')
+        raise
       summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
       summary['warnings'] = messages
       workdir.write_json(path, 'summary.json', summary)

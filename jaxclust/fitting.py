@@ -24,6 +24,7 @@ from jaxclust import (
   gmm,
   kmeans,
   report,
+  stopping,
   streaming,
   training,
   workdir,
@@ -116,9 +117,11 @@ def cluster(
   num_runs = len(state.num_steps)
   operations = clusterer.operations(*x.shape, options[clusterer.groups])
   num_steps = min(_MOST_STEPS, _steps_per_call(num_runs * operations))
-  saver = _Saver(path, phase, begun)
   step = begun
-  with report.progress(name, options['max_steps']) as show:
+  with (
+    _Saver(path, phase, begun) as saver,
+    report.progress(name, options['max_steps']) as show,
+  ):
     while (state.stop_reason == StopReason.RUNNING).any():
       state, _ = module.run(state, x, num_steps, **run_options)
       step = int(state.num_steps.max())
@@ -128,7 +131,7 @@ def cluster(
       saver.save(step, state)
       running = int((state.stop_reason == StopReason.RUNNING).sum())
       show(step, f'{_text(score)}  {running} running')
-  saver.save(step, state, final=True)
+    saver.save(step, state, final=True)
   result = module.best(state)
   module.warn(result)
   return result
@@ -232,8 +235,10 @@ def train(
   course = training.replicate(plan.mesh, course)
   epoch = begun // plan.num_steps
   workdir.rewind_log(path, 'epoch', epoch, phase='autoencoder')
-  saver = _Saver(path, 'autoencoder', begun)
-  with report.progress('autoencoder', plan.num_epochs) as show:
+  with (
+    _Saver(path, 'autoencoder', begun) as saver,
+    report.progress('autoencoder', plan.num_epochs) as show,
+  ):
     while (active := _active(course.best, epoch, plan)).any():
       epoch += 1
       start = time.perf_counter()
@@ -253,7 +258,7 @@ def train(
       saver.save(epoch * plan.num_steps, course)
       means = {name: values[active].mean() for name, values in losses.items()}
       show(epoch, _text(means | {'seconds': seconds}))
-  saver.save(epoch * plan.num_steps, course, final=True)
+    saver.save(epoch * plan.num_steps, course, final=True)
   return _trained(path, course, seeds, plan)
 
 
@@ -397,19 +402,32 @@ def encode(
 
 
 class _Saver:
-  """Saves checkpoints of a phase, but not more often than it is worth."""
+  """Saves checkpoints of a phase, but not more often than it is worth.
+
+  Within its context signals wait until the state that they end has been saved.
+  """
 
   def __init__(self, path, phase, begun):
     self.path, self.phase = path, phase
     self.last = begun
     self._time = time.monotonic()
+    self._postponed = stopping.postponed()
+
+  def __enter__(self):
+    self._postponed.__enter__()
+    return self
+
+  def __exit__(self, *error):
+    return self._postponed.__exit__(*error)
 
   def save(self, step, state, final=False):
-    """Saves if the last time was long ago, or if this is the final state."""
+    """Saves if the last time was long ago, or if there may be no other."""
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    if step != self.last and (due or final):
+    due = due or final or stopping.is_requested()
+    if due and step != self.last:
       workdir.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
+    stopping.check()
 
 
 def _steps_per_call(operations):

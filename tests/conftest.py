@@ -14,6 +14,15 @@ jax.config.update('jax_enable_compilation_cache', False)
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'  # for what tests start
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--kills',
+    type=int,
+    default=5,
+    help='how often a run is killed at a random moment',
+  )
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _forget_what_was_compiled():
   """All programs of all modules would take more memory maps than Linux gives

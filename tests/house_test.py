@@ -21,7 +21,7 @@ LAYERS = [
   {'numerics'},
   {
     *('metrics', 'data', 'layers', 'workdir', 'seeding'),
-    *('augmentation', 'streaming'),
+    *('augmentation', 'streaming', 'stopping'),
   },
   {'kmeans', 'autoencoder', 'report'},
   {'gmm', 'training'},
