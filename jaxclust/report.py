@@ -101,7 +101,7 @@ def closing_table(summary: dict, reference: dict) -> None:
 def _number(value, spread=None):
   if value is None:
     return ''
-  return f'{value:.4f}' + ('' if spread is None else f' ± {spread:.4f}')
+  return f'{value:.4f}' if spread is None else f'{value:.3f} ± {spread:.3f}'
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:

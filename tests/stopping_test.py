@@ -1,0 +1,102 @@
+"""Signals end what runs: at once, when it has saved, or the second time."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxclust import stopping
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def send(number):
+  signal.raise_signal(number)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_runs(number):
+  before = signal.getsignal(number)
+  with (
+    pytest.raises(stopping.Stopped, match=number.name) as caught,
+    stopping.listening(),
+  ):
+    send(number)
+  assert caught.value.status == 128 + number
+  assert signal.getsignal(number) is before
+
+
+def test_a_signal_waits_for_a_check():
+  done = []
+
+  def run():
+    stopping.check()
+    assert not stopping.is_requested()
+    send(signal.SIGTERM)
+    assert stopping.is_requested()
+    done.append('saved')
+    stopping.check()
+    done.append('too much')
+
+  with (
+    pytest.raises(stopping.Stopped),
+    stopping.listening(),
+    stopping.postponed(),
+  ):
+    run()
+  assert done == ['saved']
+
+
+def test_a_signal_that_nobody_checks_ends_with_the_context():
+  with (
+    pytest.raises(stopping.Stopped),
+    stopping.listening(),
+    stopping.postponed(),
+  ):
+    send(signal.SIGTERM)
+
+
+def test_another_error_is_not_hidden_by_a_signal():
+  def run():
+    send(signal.SIGTERM)
+    raise KeyError
+
+  with pytest.raises(KeyError), stopping.listening(), stopping.postponed():
+    run()
+
+
+def test_no_signal_is_remembered_for_the_next_run():
+  with pytest.raises(stopping.Stopped), stopping.listening():
+    send(signal.SIGINT)
+  with stopping.listening(), stopping.postponed():
+    stopping.check()
+
+
+STUBBORN = """
+import signal, threading
+from jaxclust import stopping
+
+with stopping.listening(), stopping.postponed():
+  signal.raise_signal({first})
+  print('goes on', flush=True)
+  {last}
+  threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_at_once(first):
+  """Even where no step of Python comes any more."""
+  last = 'signal.pthread_kill(threading.main_thread().ident, 2)'
+  code = STUBBORN.format(first=int(first), last=last)
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert (done.returncode, done.stdout) == (130, 'goes on\n')
