@@ -324,7 +324,8 @@ def _active(best, epoch, plan):
 
 
 def _train_epoch(course, epoch, plan, saver):
-  """The state after an epoch, or after what is left of it."""
+  """The state after an epoch, or after what is left of it, or as soon as a run
+  that counts is not finite."""
   state = course.state
   step = int(state.step[0])
   begun = step % plan.num_steps
@@ -340,9 +341,17 @@ def _train_epoch(course, epoch, plan, saver):
     rates = plan.rates[step : step + rows.shape[1]]
     state = plan.make_steps(state, images, rows=rows, learning_rates=rates)
     step = int(state.step[0])
+    finite = _is_finite(state) | ~_active(course.best, epoch - 1, plan)
+    if not finite.all():
+      break
     if step < epoch * plan.num_steps:
       saver.save(step, course._replace(state=state))
   return state
+
+
+def _is_finite(state):
+  """Whether parameters and losses of each run are finite, `[R]`."""
+  return np.asarray(training.is_finite((state.params, state.loss_sum)))
 
 
 def _losses(state, plan):
@@ -359,8 +368,7 @@ def _losses(state, plan):
 
 
 def _check_finite(state, losses, active, epoch, saved):
-  finite = np.asarray(training.is_finite(state.params))
-  finite = finite & np.isfinite([*losses.values()]).all(axis=0)
+  finite = _is_finite(state) & np.isfinite([*losses.values()]).all(axis=0)
   bad = np.flatnonzero(active & ~finite)
   if bad.size:
     found = {name: float(loss[bad[0]]) for name, loss in losses.items()}

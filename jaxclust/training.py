@@ -345,9 +345,10 @@ def no_best(params: Any) -> Best:
 
 
 @jax.jit
-def is_finite(params: Any) -> jax.Array:
-  """Whether all parameters of each run are finite, `[R]`."""
-  leaves = jax.tree.leaves(jax.tree.map(jnp.isfinite, params))
+def is_finite(arrays: Any) -> jax.Array:
+  """Whether all numbers of each run are finite, `[R]`, in a pytree of
+  `[R, ...]`."""
+  leaves = jax.tree.leaves(jax.tree.map(jnp.isfinite, arrays))
   runs = len(leaves[0])
   return jnp.all(jnp.stack([a.reshape(runs, -1).all(1) for a in leaves]), 0)
 

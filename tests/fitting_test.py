@@ -206,6 +206,26 @@ def test_what_is_not_finite_ends_a_training(bad, tmp_path, monkeypatch):
   assert sorted(p.name for p in saved.iterdir()) == ['7', '7.json']
 
 
+def test_what_is_not_finite_within_an_epoch_is_not_saved(tmp_path, monkeypatch):
+  monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(fitting, '_CPU_OPERATIONS', 1)  # a step a call
+  steps = training.train_steps
+
+  def diverging(state, *args, **options):
+    state = steps(state, *args, **options)
+    if int(state.step[0]) < 10:
+      return state
+    nan = jax.tree.map(lambda a: a.at[0].set(jnp.nan), state.params)
+    return state._replace(params=nan)
+
+  monkeypatch.setattr(training, 'train_steps', diverging)
+  with pytest.raises(RunError, match=r'epoch 2.*checkpoint of step 9 stands'):
+    train(tmp_path)
+  saved = tmp_path / 'checkpoints' / 'autoencoder'
+  steps = sorted(int(p.name) for p in saved.iterdir() if p.is_dir())
+  assert steps == [8, 9]
+
+
 @pytest.mark.parametrize(
   ('num_steps', 'most', 'steps'),
   [(235, 88, 47), (22, 88, 22), (7, 3, 3), (12, 5, 4), (5, 1, 1)],
