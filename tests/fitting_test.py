@@ -163,6 +163,7 @@ def test_patience_ends_a_training_and_gives_the_best(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_images_held_out_are_not_trained_on(tmp_path):
   images = IMAGES.copy()
   options = {'patience': 2, 'num_epochs': 2}
@@ -173,6 +174,7 @@ def test_images_held_out_are_not_trained_on(tmp_path):
   assert losses(tmp_path / 'plain') != losses(tmp_path / 'other')
 
 
+@pytest.mark.slow
 def test_without_patience_the_best_are_kept_beside_the_last(tmp_path):
   trained = train(tmp_path, learning_rate=0.3, num_epochs=4)
   epochs = np.array([train_loss for _, train_loss, _ in losses(tmp_path)])
@@ -206,6 +208,7 @@ def test_what_is_not_finite_ends_a_training(bad, tmp_path, monkeypatch):
   assert sorted(p.name for p in saved.iterdir()) == ['7', '7.json']
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_within_an_epoch_is_not_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
   monkeypatch.setattr(fitting, '_CPU_OPERATIONS', 1)  # a step a call

@@ -142,6 +142,7 @@ def test_gradients_are_those_of_a_plain_network():
   assert gap < 1e-5 * jnp.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
   images = draw_images(256)
   start = train(images, 8, batch_size=32, learning_rate=1e-2)
@@ -160,6 +161,7 @@ def test_training_lowers_the_loss():
   np.testing.assert_allclose(evaluated, last.loss_sum, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_full_is_a_smaller_batch():
   """Three images in a batch of eight are three images in a batch of three."""
   images = draw_images(3)
@@ -276,6 +278,7 @@ def test_networks_side_by_side_are_networks_alone():
   assert len(set(together.loss_sum.tolist())) == 3
 
 
+@pytest.mark.slow
 def test_at_once_is_one_after_another():
   """What accelerators do, compared here with what CPUs do."""
   images = draw_images(24)
@@ -357,6 +360,7 @@ def test_a_step_takes_its_learning_rate():
   chex.assert_trees_all_close(final([1e-2, 0.0]), one, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_long_gradient_is_shortened():
   """Adam hardly notices a factor, but its first moment does."""
   images = draw_images(64)
@@ -449,6 +453,7 @@ def test_black_images_train_without_nan():
   chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_images_as_floats():
   images = draw_images(20)
   floats = images.astype(jnp.float32) / 255
