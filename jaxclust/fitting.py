@@ -431,11 +431,12 @@ class _Saver:
   def save(self, step, state, final=False):
     """Saves if the last time was long ago, or if there may be no other."""
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    due = due or final or stopping.is_requested()
-    if due and step != self.last:
+    stop = stopping.is_requested()  # asked once: what comes later waits
+    if (due or final or stop) and step != self.last:
       workdir.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
-    stopping.check()
+    if stop:
+      stopping.check()
 
 
 def _steps_per_call(operations):

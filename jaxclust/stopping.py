@@ -1,8 +1,9 @@
 """SIGTERM and Ctrl-C: what is done is saved, and the process ends.
 
 The first signal ends what runs by an exception, at once or, where that could
-lose something, at the next `check`. The second ends the process, even while it
-compiles or waits for a device.
+lose something, at the next `check`. A Ctrl-C after the first ends the process,
+even while it compiles or waits for a device. A SIGTERM never does: programs
+that send one often send it twice, to the process and to its group.
 """
 
 import contextlib
@@ -62,12 +63,13 @@ def _stop(number, frame):
 
 
 def _watch(reader):
-  """Ends the process at the second signal. Python runs handlers between two
-  steps of its own, but writes numbers of signals to a pipe as they come."""
+  """Ends the process at a Ctrl-C that is not the first signal. Python runs
+  handlers between two steps of its own, but writes the numbers of signals to a
+  pipe as they come."""
   seen = 0
   while number := os.read(reader, 1):
     seen += number[0] in _SIGNALS
-    if seen > 1:
+    if seen > 1 and number[0] == signal.SIGINT:
       os._exit(128 + number[0])
 
 

@@ -171,8 +171,9 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
   }
   write_json(folder, f'{step}.json', manifest)
   for old in _steps(folder)[:-_KEPT_CHECKPOINTS]:
-    (folder / f'{old}.json').unlink()
-    shutil.rmtree(folder / str(old))
+    # One of the two may be all that a killed run has left.
+    (folder / f'{old}.json').unlink(missing_ok=True)
+    shutil.rmtree(folder / str(old), ignore_errors=True)
   for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
     shutil.rmtree(unfinished)
 

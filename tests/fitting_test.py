@@ -1,5 +1,6 @@
 """The host's loops: what a training yields however it is run."""
 
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import fitting, training, workdir
+from jaxclust import fitting, stopping, training, workdir
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import RunError
 from jaxclust.numerics import InputError
@@ -227,6 +228,30 @@ def test_what_is_not_finite_within_an_epoch_is_not_saved(tmp_path, monkeypatch):
   saved = tmp_path / 'checkpoints' / 'autoencoder'
   steps = sorted(int(p.name) for p in saved.iterdir() if p.is_dir())
   assert steps == [8, 9]
+
+
+def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
+  tmp_path, monkeypatch
+):
+  ask = stopping.is_requested
+
+  def ask_just_before_it_comes():
+    answer = ask()
+    if not answer:
+      signal.raise_signal(signal.SIGTERM)
+    return answer
+
+  def run():
+    with fitting._Saver(tmp_path, 'gmm', 0) as saver:
+      saver.save(1, state)
+      saver.save(2, state)
+      pytest.fail('it goes on')
+
+  state = {'a': jnp.zeros(2)}
+  monkeypatch.setattr(stopping, 'is_requested', ask_just_before_it_comes)
+  with pytest.raises(stopping.Stopped), stopping.listening():
+    run()
+  assert workdir.restore(tmp_path, 'gmm', state)[0] == 2
 
 
 @pytest.mark.parametrize(

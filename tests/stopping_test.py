@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -72,6 +73,27 @@ def test_no_signal_is_remembered_for_the_next_run():
     send(signal.SIGINT)
   with stopping.listening(), stopping.postponed():
     stopping.check()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_second_sigterm_lets_the_first_signal_be_answered(number):
+  done = []
+
+  def run():
+    send(number)
+    for _ in range(3):
+      send(signal.SIGTERM)
+    time.sleep(0.1)  # the watcher has its turn
+    done.append('saved')
+    stopping.check()
+
+  with (
+    pytest.raises(stopping.Stopped, match=number.name),
+    stopping.listening(),
+    stopping.postponed(),
+  ):
+    run()
+  assert done == ['saved']
 
 
 STUBBORN = """

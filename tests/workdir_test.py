@@ -210,6 +210,21 @@ def test_what_is_no_step_is_left_alone_but_for_rests_of_a_save(tmp_path):
   assert not rest.exists()
 
 
+@pytest.mark.parametrize('left', ['folder', 'manifest'])
+def test_what_a_killed_run_left_of_an_old_step_is_removed(left, tmp_path):
+  save(tmp_path, 5, 9)
+  folder = tmp_path / 'checkpoints' / 'gmm'
+  if left == 'folder':
+    (folder / '5.json').unlink()
+  else:
+    shutil.rmtree(folder / '5')
+  assert restore(tmp_path) == 9
+  save(tmp_path, 12, 15)
+  assert restore(tmp_path) == 15
+  kept = sorted(p.name for p in folder.iterdir())
+  assert kept == ['12', '12.json', '15', '15.json']
+
+
 def test_a_save_that_dies_leaves_the_step_before(tmp_path, monkeypatch):
   save(tmp_path, 5)
 
