@@ -169,6 +169,7 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
     'arrays': _describe(state),
     'files': _digests(folder / str(step), sync=True),
   }
+  manifest['digest'] = _digest_of(manifest)
   write_json(folder, f'{step}.json', manifest)
   for old in _steps(folder)[:-_KEPT_CHECKPOINTS]:
     # One of the two may be all that a killed run has left.
@@ -198,9 +199,10 @@ def restore(
   """
   folder = _checkpoints(path, phase)
   for step in reversed(_steps(folder)):
-    damage = _damage(folder, step)
+    manifest = _read_manifest(folder, step)
+    damage = _damage(folder, step, manifest)
     if damage is None:
-      _check_arrays(folder, step, like)
+      _check_arrays(folder, step, manifest['arrays'], like)
       return step, _read(folder / str(step), like)
     place = _set_aside(folder, step)
     warnings.warn(
@@ -235,25 +237,36 @@ def _steps(folder):
   return sorted(int(name) for name in found if name.isdecimal())
 
 
-def _damage(folder, step):
+def _digest_of(manifest):
+  """SHA-256 of all of a manifest but its own digest."""
+  rest = {key: value for key, value in manifest.items() if key != 'digest'}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder, step):
+  """The manifest of a step as it was written; None if it cannot be read."""
+  try:
+    manifest = json.loads((folder / f'{step}.json').read_text())
+    return manifest if manifest['digest'] == _digest_of(manifest) else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _damage(folder, step, manifest):
   """What is wrong with the checkpoint of a step; None if nothing is.
 
   Raises:
     InputError: if it is of another format.
   """
-  try:
-    manifest = json.loads((folder / f'{step}.json').read_text())
-    version, files = manifest['format'], manifest['files']
-  except FileNotFoundError:
-    return 'it has no manifest, as if its writing was not finished'
-  except (ValueError, KeyError, TypeError):
-    return 'its manifest cannot be read'
-  if version != _FORMAT:
+  if manifest is None:
+    return 'its manifest is missing, as in an unfinished save, or is damaged'
+  if manifest['format'] != _FORMAT:
     raise InputError(
-      f'checkpoint {folder / str(step)} has format {version}, and this version '
-      f'of jaxclust reads format {_FORMAT}: go on with the version that wrote '
-      'it, or name another directory with --workdir=DIR'
+      f'checkpoint {folder / str(step)} has format {manifest["format"]}, and '
+      f'this version of jaxclust reads format {_FORMAT}: go on with the '
+      'version that wrote it, or name another directory with --workdir=DIR'
     )
+  files = manifest['files']
   found = _digests(folder / str(step))
   if found == files:
     return None
@@ -287,8 +300,7 @@ def _describe(state):
   }
 
 
-def _check_arrays(folder, step, like):
-  saved = json.loads((folder / f'{step}.json').read_text())['arrays']
+def _check_arrays(folder, step, saved, like):
   wanted = _describe(like)
   for place in sorted(saved.keys() | wanted.keys()):
     if saved.get(place) != wanted.get(place):

@@ -1,7 +1,7 @@
 """The run directory."""
 
-import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +159,12 @@ def truncate_the_manifest(folder):
   manifest.write_text(manifest.read_text()[:-9])
 
 
+def rewrite_the_manifest(old, new, folder):
+  manifest = folder.with_suffix('.json')
+  assert old in manifest.read_text()
+  manifest.write_text(manifest.read_text().replace(old, new))
+
+
 def keep_only_the_manifest(folder):
   shutil.rmtree(folder)
 
@@ -171,8 +177,14 @@ def keep_only_the_manifest(folder):
     (lose_a_file, 'is missing'),
     (add_a_file, 'more is foreign'),
     (empty, 'is missing'),
-    (lose_the_manifest, 'no manifest'),
-    (truncate_the_manifest, 'manifest cannot be read'),
+    (lose_the_manifest, 'manifest is missing'),
+    (truncate_the_manifest, 'or is damaged'),
+    (partial(rewrite_the_manifest, 'float32', 'float22'), 'or is damaged'),
+    (partial(rewrite_the_manifest, '"arrays"', '"brrays"'), 'or is damaged'),
+    (
+      partial(rewrite_the_manifest, 'format": 1', 'format": 3'),
+      'or is damaged',
+    ),
     (keep_only_the_manifest, 'is missing'),
   ],
 )
@@ -235,7 +247,9 @@ def test_a_save_that_dies_leaves_the_step_before(tmp_path, monkeypatch):
     patch.setattr(workdir, 'write_json', die)
     with pytest.raises(KeyboardInterrupt):
       save(tmp_path, 9)
-  with pytest.warns(UserWarning, match='9 is set aside as .*no manifest'):
+  with pytest.warns(
+    UserWarning, match='9 is set aside as .*manifest is missing'
+  ):
     assert restore(tmp_path) == 5
 
 
@@ -254,10 +268,9 @@ def test_other_arrays_are_an_error_and_no_cast(like, told, tmp_path):
   assert restore(tmp_path) == 5
 
 
-def test_another_format_is_an_error_with_both_versions(tmp_path):
-  save(tmp_path, 5)
-  manifest = tmp_path / 'checkpoints' / 'gmm' / '5.json'
-  content = json.loads(manifest.read_text()) | {'format': 7}
-  manifest.write_text(json.dumps(content))
+def test_another_format_is_an_error_with_both_versions(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir, '_FORMAT', 7)
+    save(tmp_path, 5)
   with pytest.raises(InputError, match=r'has format 7.* reads format 1'):
     workdir.restore(tmp_path, 'gmm', STATE)
