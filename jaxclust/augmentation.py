@@ -7,6 +7,7 @@ Reference:
     denoising autoencoders, https://doi.org/10.1145/1390156.1390294
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -47,12 +48,12 @@ def from_options(
 
 
 def augment(
-  key: jax.Array, pixels: jax.Array, augmentation: Augmentation
+  keys: jax.Array, pixels: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
   """Draws what the network sees and what it is to answer.
 
   Args:
-    key: a JAX random key.
+    keys: `[B]`, JAX random keys, one for each image.
     pixels: `[B, H, W, C]` in [0, 1].
     augmentation: how much to draw.
 
@@ -60,17 +61,27 @@ def augment(
     Noisy images and clean ones `[B, H, W, C]`, moved alike.
   """
   noise, motion = augmentation
-  key_of_noise, key_of_motion = jax.random.split(key)
   if motion is not None:
-    shape = (pixels.shape[0], 3)
-    draws = jax.random.uniform(key_of_motion, shape, minval=-1)
-    shifts = motion.max_shift * draws[:, :2]
-    angles = jnp.deg2rad(motion.max_rotation * draws[:, 2])
-    pixels = jax.vmap(_move)(pixels, shifts, angles)
+    pixels = jax.vmap(functools.partial(_draw_motion, motion))(keys, pixels)
   if noise is None:
     return pixels, pixels
-  drawn = noise * jax.random.normal(key_of_noise, pixels.shape, pixels.dtype)
-  return jnp.clip(pixels + drawn, 0, 1), pixels
+  noisy = jax.vmap(functools.partial(_draw_noise, noise))(keys, pixels)
+  return noisy, pixels
+
+
+def _draw_motion(motion, key, image):
+  draws = jax.random.uniform(
+    jax.random.fold_in(key, 0), (3,), image.dtype, minval=-1
+  )
+  angle = jnp.deg2rad(motion.max_rotation * draws[2])
+  return _move(image, motion.max_shift * draws[:2], angle)
+
+
+def _draw_noise(noise, key, image):
+  drawn = jax.random.normal(
+    jax.random.fold_in(key, 1), image.shape, image.dtype
+  )
+  return jnp.clip(image + noise * drawn, 0, 1)
 
 
 def _move(image, shift, angle):

@@ -5,8 +5,9 @@ reported over seeds: one after another on a CPU, at once elsewhere. The images
 stay as they are (uint8 or float), and many steps are one device call, a scan
 over the rows of their batches. Devices, and each core of a CPU can be one,
 share every batch. What an epoch draws comes from `fold_in(key, epoch)`, what a
-step draws from `fold_in(key, step)`: a run that is taken up at any step goes on
-as if it had never stopped.
+step draws of an image from the step and its place in the batch: a run that is
+taken up at any step, on any number of devices, draws as if it had never
+stopped.
 
 Axes: R runs (networks), N images, S steps, B batch, H height, W width,
 C channels, D numbers of the code.
@@ -263,11 +264,13 @@ def _train_step(
 ):
   """The state after a step with `rows` [B], a device's share of the batch if
   `axis` is that of a mesh."""
-  key = jax.random.fold_in(key, state.step)
-  if axis is not None:
-    key = jax.random.fold_in(key, lax.axis_index(axis))
+  share = 0 if axis is None else lax.axis_index(axis)
+  places = share * rows.shape[0] + jnp.arange(rows.shape[0])  # in the batch
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.fold_in(key, state.step), places
+  )
   pixels = as_pixels(images[jnp.maximum(rows, 0)])
-  seen, wanted = augment(key, pixels, augmentation)
+  seen, wanted = augment(keys, pixels, augmentation)
   weight = (rows >= 0).astype(jnp.float32)
   loss, grads = _gradient(state.params, seen, wanted, weight, model)
   sums = loss, grads, weight.sum()

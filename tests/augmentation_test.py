@@ -18,6 +18,10 @@ def move(image, shift, degrees):
   return augmentation._move(image, jnp.array(shift, jnp.float32), angle)
 
 
+def split(pixels, key=KEY):
+  return jax.random.split(key, len(pixels))
+
+
 def draw(shape):
   return jax.random.uniform(KEY, shape)
 
@@ -48,14 +52,16 @@ def test_what_is_moved_beyond_the_edge_is_gone():
 
 def test_nothing_drawn_is_nothing_changed():
   pixels = draw((3, 4, 6, 1))
-  seen, wanted = augment(KEY, pixels, Augmentation())
+  seen, wanted = augment(split(pixels), pixels, Augmentation())
   assert seen is wanted is pixels
 
 
 def test_motion_stays_within_its_bounds():
   """A dot in the middle moves by at most the largest shift."""
   pixels = jnp.zeros((200, 11, 11, 1)).at[:, 5, 5].set(1.0)
-  seen, wanted = augment(KEY, pixels, Augmentation(None, Motion(2.0, 30.0)))
+  seen, wanted = augment(
+    split(pixels), pixels, Augmentation(None, Motion(2.0, 30.0))
+  )
   np.testing.assert_array_equal(seen, wanted)
   mass = wanted[..., 0] / wanted.sum(axis=(1, 2, 3))[:, None, None]
   place = jnp.arange(11.0) - 5
@@ -67,17 +73,17 @@ def test_motion_stays_within_its_bounds():
 
 def test_noise_is_for_the_input_alone():
   pixels = jnp.full((100, 8, 8, 1), 0.5)
-  seen, wanted = augment(KEY, pixels, Augmentation(noise=0.1))
+  seen, wanted = augment(split(pixels), pixels, Augmentation(noise=0.1))
   np.testing.assert_array_equal(wanted, pixels)
   np.testing.assert_allclose(seen.std(), 0.1, rtol=0.05)
-  loud, _ = augment(KEY, pixels, Augmentation(noise=10.0))
+  loud, _ = augment(split(pixels), pixels, Augmentation(noise=10.0))
   assert (loud.min(), loud.max()) == (0, 1)
 
 
 def test_keys_and_images_have_draws_of_their_own():
   pixels = jnp.broadcast_to(0.2 + draw((6, 6, 1)) / 4, (4, 6, 6, 1))
   drawn = Augmentation(0.1, Motion(1.0, 20.0))
-  seen = [augment(k, pixels, drawn)[0] for k in jax.random.split(KEY)]
+  seen = [augment(split(pixels, k), pixels, drawn)[0] for k in split(range(2))]
   values = jnp.concatenate(seen)[:, 2, 3, 0]
   assert len(set(values.tolist())) == 8
 

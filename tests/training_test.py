@@ -205,42 +205,21 @@ def test_epochs_and_keys_have_orders_of_their_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [8, 15])
-def test_devices_that_share_batches_make_the_same_steps(batch_size):
+@pytest.mark.parametrize(
+  'drawn', [Augmentation(), Augmentation(0.3, Motion(2.0, 10.0))]
+)
+def test_devices_that_share_batches_make_the_same_steps(drawn, batch_size):
   """Fifteen images are eight for one device and seven for the other."""
   assert jax.device_count() == 2
   images = draw_images(70)
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
   keys = jax.random.split(KEY, 2)
-  alone = train(images, 12, batch_size=batch_size, keys=keys)
+  options = {'batch_size': batch_size, 'keys': keys, 'augmentation': drawn}
+  alone = train(images, 12, **options)
   state, there = training.replicate(mesh, (training.init(keys, MODEL), images))
-  shared = train(
-    there, 12, batch_size=batch_size, keys=keys, mesh=mesh, state=state
-  )
+  shared = train(there, 12, mesh=mesh, state=state, **options)
   np.testing.assert_allclose(shared.loss_sum, alone.loss_sum, rtol=1e-5)
   chex.assert_trees_all_close(shared.params, alone.params, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_devices_draw_what_is_their_own():
-  """The same image in every place of a batch, moved by both devices."""
-  images = jnp.broadcast_to(draw_images(1), (16, 8, 8, 1))
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
-  drawn = Augmentation(motion=Motion(2.0, 10.0))
-  start = training.init(KEY[None], MODEL)
-  state, there = training.replicate(mesh, (start, images))
-  shared = train(
-    there, 1, batch_size=16, mesh=mesh, state=state, augmentation=drawn
-  )
-  params = first(start.params)
-  pixels = training.as_pixels(images[:8])
-  expected = []
-  for device in range(2):
-    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), device)
-    seen, wanted = augment(key, pixels, drawn)
-    losses = training.image_losses(params, seen, wanted, model=MODEL)
-    expected.append(float(losses.sum()))
-  assert expected[0] != expected[1]
-  np.testing.assert_allclose(shared.loss_sum[0], sum(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +361,10 @@ def test_denoising_is_judged_by_the_clean_image():
   params = first(training.init(KEY[None], MODEL).params)
   rows = rows_of(1, images, batch_size=64)[0, 0]
   pixels = training.as_pixels(images[rows])
-  noisy, clean = augment(
-    jax.random.fold_in(KEY, 0), pixels, Augmentation(noise=0.3)
-  )
+  keys = jax.vmap(
+    functools.partial(jax.random.fold_in, jax.random.fold_in(KEY, 0))
+  )(jnp.arange(64))
+  noisy, clean = augment(keys, pixels, Augmentation(noise=0.3))
   np.testing.assert_array_equal(clean, pixels)
   errors = jnp.square(MODEL.apply(params, noisy) - pixels)
   np.testing.assert_allclose(
