@@ -8,6 +8,7 @@ Axes: N images, H height, W width, C channels, D features, K clusters.
 
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import os
 import pathlib
@@ -56,6 +57,19 @@ PIPELINES = {
 }
 
 
+# What a disk that takes no more answers.
+_DISK_ERRORS = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EIO,
+}
+
+# Tells XLA how many devices a CPU is.
+_COUNT_FLAG = 'xla_force_host_platform_device_count'
+
+
 class Experiment(NamedTuple):
   """What runs between the data and the summary."""
 
@@ -77,7 +91,8 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
   Raises:
     InputError: for a config, data or a directory that cannot be used; nothing
       is written then.
-    RunError: if the training diverges, or a peer did not do the same.
+    RunError: if the training diverges, the disk takes no more, or a peer did
+      not do the same.
   """
   _keep_freed_memory()
   _keep_programs()
@@ -99,15 +114,11 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
       )
       experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
-      try:
+      with _telling_how_to_go_on(os.path.relpath(path)):
         summary |= experiment.run(config, dataset, path, seconds)
-      except stopping.Stopped:
-        here = os.path.relpath(path)
-        report.say(f'the same command with --workdir={here} goes on from here')
-        raise
-      summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
-      summary['warnings'] = messages
-      workdir.write_json(path, 'summary.json', summary)
+        summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
+        summary['warnings'] = messages
+        workdir.write_json(path, 'summary.json', summary)
       experiment.show(config, summary)
   return path
 
@@ -412,9 +423,29 @@ def _keep_programs():
       jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
+@contextlib.contextmanager
+def _telling_how_to_go_on(path: str) -> Iterator[None]:
+  """Says what a run that ends early has left, and where."""
+  again = f'the same command with --workdir={path}'
+  try:
+    yield
+  except stopping.Stopped:
+    report.say(f'{again} takes up what is saved there')
+    raise
+  except OSError as error:
+    if error.errno not in _DISK_ERRORS:
+      raise
+    raise RunError(
+      f'{path} cannot be written ({error.strerror}): make room, then {again} '
+      'takes up what is saved there'
+    ) from error
+
+
 def _use_all_cores():
   """Makes each core of the CPU a device, as training shares batches among
   devices; not where JAX is at work already, or has been told how many."""
+  if _COUNT_FLAG in os.environ.get('XLA_FLAGS', ''):
+    return
   cores = os.cpu_count()
   if hasattr(os, 'sched_getaffinity'):
     cores = len(os.sched_getaffinity(0))

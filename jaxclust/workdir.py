@@ -166,6 +166,7 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
     checkpointer.save(folder / str(step), ocp.args.StandardSave(state))
   manifest = {
     'format': _FORMAT,
+    'devices': _devices(),
     'arrays': _describe(state),
     'files': _digests(folder / str(step), sync=True),
   }
@@ -203,6 +204,12 @@ def restore(
     damage = _damage(folder, step, manifest)
     if damage is None:
       _check_arrays(folder, step, manifest['arrays'], like)
+      if manifest['devices'] != _devices():
+        warnings.warn(
+          f'{phase} goes on with {_devices()} from what {manifest["devices"]} '
+          'had computed: sums are rounded in another way from here on',
+          stacklevel=2,
+        )
       return step, _read(folder / str(step), like)
     place = _set_aside(folder, step)
     warnings.warn(
@@ -235,6 +242,12 @@ def _steps(folder):
     return []
   found = {entry.name.removesuffix('.json') for entry in folder.iterdir()}
   return sorted(int(name) for name in found if name.isdecimal())
+
+
+def _devices():
+  """Kind and number of the devices, of which rounding depends."""
+  device = jax.devices()[0]
+  return f'{jax.device_count()} of {device.platform} ({device.device_kind})'
 
 
 def _digest_of(manifest):

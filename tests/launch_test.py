@@ -1,6 +1,7 @@
 """The command line: every config from end to end, and what it answers."""
 
 import ctypes
+import errno
 import json
 import os
 import pathlib
@@ -288,6 +289,52 @@ def test_a_training_that_diverges_keeps_what_it_has_saved(
   kept = tmp_path / 'checkpoints' / 'autoencoder'
   steps = sorted(p.name for p in kept.iterdir() if p.is_dir())
   assert steps == ['22', '44']
+
+
+def test_a_full_disk_ends_with_a_message_and_loses_nothing(
+  tmp_path, monkeypatch, capfd
+):
+  monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  save = workdir.save
+
+  def fill(path, phase, step, state):
+    if step > 22:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    save(path, phase, step, state)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir, 'save', fill)
+    assert run('gmm', tmp_path, *SMALL['gmm']) == 3
+  message = capfd.readouterr().err
+  assert 'cannot be written (No space left on device): make room' in message
+  assert message.count('\n') == 1
+  assert run('gmm', tmp_path, *SMALL['gmm']) == 0
+
+
+def test_who_has_told_xla_the_number_of_devices_is_heard():
+  code = (
+    'import jax; from jaxclust import experiments\n'
+    'experiments._use_all_cores(); print(jax.device_count())'
+  )
+  flags = '--xla_force_host_platform_device_count=3'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': flags},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == '3\n'
+
+
+def test_configs_that_train_train_alike():
+  """What a sweep explains is the network of the pipelines."""
+  names = ('gmm', 'ae_kmeans', 'sweep')
+  for variant in ('fashion_mnist', 'digits'):
+    configs = [launch._load(f'configs/{name}.py:{variant}') for name in names]
+    first, *others = [config.training.to_dict() for config in configs]
+    assert all(other == first for other in others)
 
 
 @pytest.mark.slow

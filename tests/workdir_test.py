@@ -253,6 +253,14 @@ def test_a_save_that_dies_leaves_the_step_before(tmp_path, monkeypatch):
     assert restore(tmp_path) == 5
 
 
+def test_a_resume_on_other_devices_warns(tmp_path, monkeypatch):
+  save(tmp_path, 5)
+  monkeypatch.setattr(workdir, '_devices', lambda: '8 of gpu (H100)')
+  told = r'goes on with 8 of gpu \(H100\) from what 2 of cpu \(cpu\)'
+  with pytest.warns(UserWarning, match=told):
+    assert restore(tmp_path) == 5
+
+
 @pytest.mark.parametrize(
   ('like', 'told'),
   [
