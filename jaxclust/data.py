@@ -16,24 +16,33 @@ import glob
 import gzip
 import hashlib
 import io
+import math
 import os
 import re
+import resource
 import struct
 import tempfile
 import threading
 import uuid
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxclust.numerics import InputError
+from jaxclust.numerics import InputError, one_line
 
 # Sets that share the four files, and the builder, of MNIST.
 _FAMILY = ('fashion_mnist', 'kmnist', 'mnist')
 _COPY = 'jaxclust.npz'
 _PROBE_SECONDS = 5
 _STALL_SECONDS = 30
+
+# Where Linux tells the memory of a container, by its two generations of them.
+_CONTAINER_LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 
 
 class Dataset(NamedTuple):
@@ -98,6 +107,27 @@ def digest(dataset):
   return sha.hexdigest()
 
 
+def host_bytes():
+  """Returns how much memory this process may fill: all that the machine has,
+  or what a container or a limit of processes leaves of it."""
+  found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  for file in _CONTAINER_LIMITS:
+    with contextlib.suppress(OSError, ValueError):  # there may be no number
+      found.append(int(Path(file).read_text()))
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  return min(found if limit == resource.RLIM_INFINITY else [*found, limit])
+
+
+def _check_size(path, size):
+  """Checks that what a file unpacks to leaves half of the memory."""
+  bound = host_bytes() / 2
+  if size > bound:
+    raise InputError(
+      f'{path} unpacks to {size / 2**30:.3g} GiB, and half of the memory is '
+      f'{bound / 2**30:.3g} GiB: give fewer or smaller images'
+    )
+
+
 def _checked(dataset):
   """Returns a dataset as its type promises it, or raises an InputError."""
   name, images, labels, test_images, test_labels, _ = dataset
@@ -124,6 +154,10 @@ def _checked_images(what, images):
       f'{what} have shape {images.shape}, an empty split: give some images'
     )
   if images.dtype.kind == 'f':
+    if images.dtype.itemsize > 4:
+      warnings.warn(
+        f'{what} are {images.dtype} and are cast to float32', stacklevel=2
+      )
     with np.errstate(over='ignore'):  # too large for float32: reported below
       images = images.astype(np.float32, copy=False)
     bad = ~np.isfinite(images)
@@ -178,6 +212,11 @@ def _from_npz(name, path):
       f'{path} holds the keys {sorted(arrays)}: it must hold images and may '
       'hold labels, test_images and test_labels, nothing else'
     )
+  for key, array in arrays.items():
+    if not isinstance(array, np.ndarray):
+      raise InputError(
+        f'{key} of {path} is no array: write it with numpy.savez'
+      )
   return _checked(Dataset(name, **arrays))
 
 
@@ -186,13 +225,17 @@ def _read_npz(path):
   try:
     # Opened here, for numpy leaves a truncated file open.
     with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+      _check_size(path, sum(m.file_size for m in arrays.zip.infolist()))
       return {key: arrays[key] for key in arrays.files}
+  except InputError:
+    raise
   except FileNotFoundError as error:
     raise InputError(f'{path} does not exist: give an .npz file') from error
   # A damaged file can fail in any layer from the archive to an array's header.
   except Exception as error:
     raise InputError(
-      f'{path} is no readable .npz ({_line(error)}): write it with numpy.savez'
+      f'{path} is no readable .npz ({one_line(error)}): write it with '
+      'numpy.savez'
     ) from error
 
 
@@ -239,7 +282,9 @@ def _read_images(paths):
   mode = {'L': 'L', '1': 'L', 'RGBA': 'RGBA'}.get(
     modes.pop() if len(modes) == 1 else '', 'RGB'
   )
-  images = np.empty((len(paths), size[1], size[0], len(mode)), np.uint8)
+  shape = (len(paths), size[1], size[0], len(mode))
+  _check_size(paths[0].parent, math.prod(shape))
+  images = np.empty(shape, np.uint8)
   for row, path in enumerate(paths):
     pixels = _decode(path, lambda image: np.asarray(image.convert(mode)))
     images[row] = pixels.reshape(images.shape[1:])
@@ -251,12 +296,15 @@ def _decode(path, decode):
   from PIL import Image
 
   try:
-    with Image.open(path) as image:
+    # Some of the other formats are programs, or are read by one.
+    with Image.open(path, formats=('PNG', 'JPEG')) as image:
       return decode(image)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+  # A damaged file can fail in any layer of a decoder.
+  except Exception as error:
     raise InputError(
-      f'{path} is no readable image ({_line(e)}): mend or remove it'
-    ) from e
+      f'{path} is no readable PNG or JPEG ({one_line(error)}): mend or remove '
+      'it'
+    ) from error
 
 
 def _find_prepared(data_dir, name):
@@ -320,7 +368,7 @@ def _prepare(name, data_dir, raw_dir):
       # Of two processes that prepare at once the second finds the set there.
       if _find_prepared(data_dir, name) is None:
         raise InputError(
-          f'cannot prepare {name} under {data_dir} ({_line(error)}): give '
+          f'cannot prepare {name} under {data_dir} ({one_line(error)}): give '
           'another folder with --config.data.dir'
         ) from error
   return folder
@@ -371,10 +419,25 @@ def _builder_class(name):
 def _read_idx(path):
   """Returns the array of an IDX file whose checksum has been verified."""
   with gzip.open(path) as file:
-    content = file.read()
-  rank = content[3]
-  shape = struct.unpack_from(f'>{rank}i', content, 4)
-  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    return _parse_idx(file.read())
+
+
+def _parse_idx(content):
+  """Returns the array that the bytes of an IDX file hold.
+
+  Raises:
+    ValueError: they are not those of one array of bytes.
+  """
+  rank = content[3] if content[:3] == b'\0\0\x08' and len(content) > 3 else 0
+  start = 4 + 4 * rank
+  if not rank or len(content) < start:
+    raise ValueError(f'{content[:4].hex()} starts no IDX file of bytes')
+  shape = struct.unpack_from(f'>{rank}I', content, 4)
+  if math.prod(shape) != len(content) - start:
+    raise ValueError(
+      f'{len(content) - start} bytes are no array of the shape {shape}'
+    )
+  return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _raw_files(name, url_infos, raw_dir, scratch):
@@ -418,7 +481,7 @@ def _download(name, url_infos, raw_dir, folder):
       'the variant :digits of the config, or '
       f'--config.data.raw_dir=FOLDER (or $JAXCLUST_RAW_DIR) with {files}, or '
       f'--config.data.dir=FOLDER where TFDS has prepared {name}, or a network '
-      f'({_line(error)})'
+      f'({one_line(error)})'
     ) from error
 
 
@@ -499,7 +562,8 @@ def _decode_prepared(name, folder):
   # TFDS and its readers raise all sorts of errors on damaged files.
   except Exception as error:
     raise InputError(
-      f'{folder} cannot be read ({_line(error)}): delete it and prepare it anew'
+      f'{folder} cannot be read ({one_line(error)}): delete it and prepare it '
+      'anew'
     ) from error
   return Dataset(name, images, labels, test_images, test_labels, label_names)
 
@@ -550,13 +614,15 @@ def _examples(builder, split, block=1024):
 
 def _tfrecords(path):
   """Yields the records of a TFRecord file, its two checksums unread."""
+  left = os.path.getsize(path)
   with open(path, 'rb') as file:
     while header := file.read(12):
       (length,) = struct.unpack('<Q4x', header)
-      record = file.read(length)
-      if len(record) + len(file.read(4)) != length + 4:
+      left -= length + 16
+      if left < 0:
         raise EOFError(f'{path} ends within a record')
-      yield record
+      yield file.read(length)
+      file.seek(4, os.SEEK_CUR)
 
 
 @contextlib.contextmanager
@@ -573,7 +639,3 @@ def _quiet():
       yield
   finally:
     logging.set_verbosity(verbosity)
-
-
-def _line(error):
-  return ' '.join(str(error).split()) or type(error).__name__

@@ -92,8 +92,14 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
     InputError: for a config, data or a directory that cannot be used; nothing
       is written then.
     RunError: if the training diverges, the disk takes no more, or a peer did
-      not do the same.
+      not do the same; and for an error that nobody expected, whose traceback
+      is kept in the run directory.
   """
+  if directory is not None:
+    workdir.check(directory, config.to_dict())
+    if workdir.is_finished(directory):
+      report.say('already finished')
+      return pathlib.Path(directory)
   _keep_freed_memory()
   _keep_programs()
   _use_all_cores()
@@ -105,16 +111,13 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
     if directory is None:
       directory = workdir.new_path(f'{config.experiment}-{dataset.name}')
     with workdir.claim(directory, config.to_dict()) as path:
-      if workdir.read_json(path, 'summary.json') is not None:
-        report.say('already finished')
-        return path
       report.say(
         f'{config.experiment} on {dataset.name} '
         f'({len(dataset.images):,} images), {_device()}, in {path}'
       )
       experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
-      with _telling_how_to_go_on(os.path.relpath(path)):
+      with _telling_how_to_go_on(path):
         summary |= experiment.run(config, dataset, path, seconds)
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
         summary['warnings'] = messages
@@ -424,20 +427,28 @@ def _keep_programs():
 
 
 @contextlib.contextmanager
-def _telling_how_to_go_on(path: str) -> Iterator[None]:
+def _telling_how_to_go_on(path: pathlib.Path) -> Iterator[None]:
   """Says what a run that ends early has left, and where."""
-  again = f'the same command with --workdir={path}'
+  place = os.path.relpath(path)
+  again = (
+    f'the same command with --workdir={place} takes up what is saved there'
+  )
   try:
     yield
   except stopping.Stopped:
-    report.say(f'{again} takes up what is saved there')
+    report.say(again)
     raise
-  except OSError as error:
-    if error.errno not in _DISK_ERRORS:
-      raise
+  except (InputError, RunError):
+    raise
+  except Exception as error:
+    if getattr(error, 'errno', None) in _DISK_ERRORS:
+      raise RunError(
+        f'{place} cannot be written ({error.strerror}): make room, then {again}'
+      ) from error
+    log = workdir.log_error(path, error)
     raise RunError(
-      f'{path} cannot be written ({error.strerror}): make room, then {again} '
-      'takes up what is saved there'
+      f'unexpected {type(error).__name__} ({numerics.one_line(error)}): its '
+      f'traceback is in {os.path.relpath(log)}; {again}'
     ) from error
 
 

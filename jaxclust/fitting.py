@@ -48,6 +48,9 @@ _MOST_STEPS = 100
 _CALL_BYTES = 2**28
 
 
+_split = jax.jit(jnp.split, static_argnums=(1, 2))
+
+
 class RunError(RuntimeError):
   """A run that cannot go on; what it has saved stands."""
 
@@ -275,6 +278,14 @@ def _plan(model, images, test_images, seeds, options):
   judges = images[np.flatnonzero(held)] if patience else test_images
   if isinstance(images, jax.Array):
     images = training.replicate(mesh, images)
+  drawn = {
+    'keys': draw_keys(seeds, AUGMENTATION),
+    'clip_norm': np.float32(options['clip_norm']),
+    'augmentation': jax.tree.map(
+      np.float32,
+      augmentation.from_options(**{name: options[name] for name in motion}),
+    ),
+  }
   return _Plan(
     images=images,
     rows=rows,
@@ -301,13 +312,9 @@ def _plan(model, images, test_images, seeds, options):
     patience=patience,
     make_steps=functools.partial(
       training.train_steps,
-      keys=draw_keys(seeds, AUGMENTATION),
       mesh=mesh,
       model=model.clone(dtype=training.DTYPES[options['dtype']]),
-      clip_norm=options['clip_norm'],
-      augmentation=augmentation.from_options(
-        **{name: options[name] for name in motion}
-      ),
+      **training.replicate(mesh, drawn),
     ),
     sum_losses=functools.partial(
       training.sum_losses, model=model, batch_size=batch_size
@@ -317,7 +324,7 @@ def _plan(model, images, test_images, seeds, options):
 
 def _active(best, epoch, plan):
   """Which runs `[R]` make another epoch."""
-  gap = epoch - np.asarray(best.epoch)
+  gap = epoch - jax.device_get(best.epoch)
   if epoch >= plan.num_epochs:
     return np.zeros(gap.shape, bool)
   return gap < plan.patience if plan.patience else np.ones(gap.shape, bool)
@@ -327,20 +334,20 @@ def _train_epoch(course, epoch, plan, saver):
   """The state after an epoch, or after what is left of it, or as soon as a run
   that counts is not finite."""
   state = course.state
-  step = int(state.step[0])
+  step = _step(state)
   begun = step % plan.num_steps
   if not begun:
     state = training.start_epoch(state)
+  put = functools.partial(training.replicate, plan.mesh)
   order = training.draw_order(
-    plan.orders, epoch - 1, plan.rows, plan.batch_size
+    plan.orders, jax.device_put(np.int32(epoch - 1)), plan.rows, plan.batch_size
   )
   cuts = range(begun, plan.num_steps, plan.num_steps_per_call)
-  parts = [order[:, cut : cut + plan.num_steps_per_call] for cut in cuts]
-  put = functools.partial(training.replicate, plan.mesh)
+  parts = _split(order, tuple(cuts), 1)[1:]
   for images, rows in streaming.batches(plan.images, parts, put):
-    rates = plan.rates[step : step + rows.shape[1]]
+    rates = put(plan.rates[step : step + rows.shape[1]])
     state = plan.make_steps(state, images, rows=rows, learning_rates=rates)
-    step = int(state.step[0])
+    step = _step(state)
     finite = _is_finite(state) | ~_active(course.best, epoch - 1, plan)
     if not finite.all():
       break
@@ -349,18 +356,23 @@ def _train_epoch(course, epoch, plan, saver):
   return state
 
 
+def _step(state):
+  """How many steps all runs have made."""
+  return int(jax.device_get(state.step)[0])
+
+
 def _is_finite(state):
   """Whether parameters and losses of each run are finite, `[R]`."""
-  return np.asarray(training.is_finite((state.params, state.loss_sum)))
+  return jax.device_get(training.is_finite((state.params, state.loss_sum)))
 
 
 def _losses(state, plan):
   """Mean losses `[R]` of the epoch and of what validates it."""
-  losses = {'train_loss': np.asarray(state.loss_sum) / len(plan.rows)}
+  losses = {'train_loss': jax.device_get(state.loss_sum) / len(plan.rows)}
   if plan.judges is not None:
     params = jax.device_put(state.params, plan.mesh.devices[0])
     sums = [
-      np.asarray(plan.sum_losses(params, images))
+      jax.device_get(plan.sum_losses(params, images))
       for images in streaming.blocks(plan.judges)
     ]
     losses['val_loss'] = np.sum(sums, axis=0) / len(plan.judges)
@@ -433,7 +445,8 @@ class _Saver:
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
     stop = stopping.is_requested()  # asked once: what comes later waits
     if (due or final or stop) and step != self.last:
-      workdir.save(self.path, self.phase, step, state)
+      with stopping.saving():
+        workdir.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
       stopping.check()

@@ -37,6 +37,11 @@ class InputError(ValueError):
   """Input that cannot be used: names the value, the bound and the remedy."""
 
 
+def one_line(error: Exception) -> str:
+  """What an error says, in one line."""
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
 class StopReason(enum.IntEnum):
   """Why an iteration is over, or that it is not."""
 

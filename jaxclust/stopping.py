@@ -1,18 +1,24 @@
 """SIGTERM and Ctrl-C: what is done is saved, and the process ends.
 
 The first signal ends what runs by an exception, at once or, where that could
-lose something, at the next `check`. A Ctrl-C after the first ends the process,
-even while it compiles or waits for a device. A SIGTERM never does: programs
+lose something, at the next `check`. Who has not ended in some seconds, as it
+compiles or waits for a device, is ended then, unless it saves. A Ctrl-C after
+the first ends the process at once. A second SIGTERM changes nothing: programs
 that send one often send it twice, to the process and to its group.
 """
 
 import contextlib
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# From a signal to the end, and between two looks at a save that takes longer.
+_SECONDS_TO_END, _SECONDS_TO_SAVE = 5, 1
 
 
 class Stopped(BaseException):
@@ -24,10 +30,11 @@ class Stopped(BaseException):
 
 
 class _Requests:
-  """What has been asked for, and whether it has to wait."""
+  """What has been asked for, and what it has to wait for."""
 
   number: int | None = None
   waits: bool = False
+  saves: bool = False
 
 
 _requests = _Requests()
@@ -36,7 +43,7 @@ _requests = _Requests()
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
   """Raises `Stopped` in place of what signals do else; main thread only."""
-  _requests.number, _requests.waits = None, False
+  _requests.number, _requests.waits, _requests.saves = None, False, False
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _stop) for number in _SIGNALS}
@@ -63,14 +70,31 @@ def _stop(number, frame):
 
 
 def _watch(reader):
-  """Ends the process at a Ctrl-C that is not the first signal. Python runs
-  handlers between two steps of its own, but writes the numbers of signals to a
-  pipe as they come."""
-  seen = 0
-  while number := os.read(reader, 1):
-    seen += number[0] in _SIGNALS
-    if seen > 1 and number[0] == signal.SIGINT:
-      os._exit(128 + number[0])
+  """Ends the process where Python cannot, which runs handlers between two steps
+  of its own; the numbers of signals it writes to a pipe as they come."""
+  first, left, deadline = None, None, None
+  while True:
+    if deadline is not None:
+      left = max(0, deadline - time.monotonic())
+    if not select.select([reader], [], [], left)[0]:
+      if not _requests.saves:
+        _end(first)
+      deadline = time.monotonic() + _SECONDS_TO_SAVE
+      continue
+    number = os.read(reader, 1)
+    if not number:
+      return
+    if number[0] not in _SIGNALS:
+      continue
+    if first is None:
+      first, deadline = number[0], time.monotonic() + _SECONDS_TO_END
+    elif number[0] == signal.SIGINT:
+      _end(number[0])
+
+
+def _end(number):
+  os.write(2, f'error: {Stopped(number)}\n'.encode())
+  os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -82,6 +106,16 @@ def postponed() -> Iterator[None]:
   finally:
     _requests.waits = False
   check()
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+  """Lets the end wait for what is saved here, however long that takes."""
+  _requests.saves = True
+  try:
+    yield
+  finally:
+    _requests.saves = False
 
 
 def is_requested() -> bool:

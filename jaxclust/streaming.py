@@ -8,13 +8,13 @@ the part before.
 Axes: N images, R runs, S steps, B batch, H height, W width, C channels.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclust import data
 from jaxclust.numerics import InputError
 
 PLACEMENTS = ('auto', 'device', 'host')
@@ -63,8 +63,7 @@ def _device_bytes():
   stats = devices[0].memory_stats()
   if stats is not None:
     return stats['bytes_limit']
-  pages = os.sysconf('SC_PHYS_PAGES')
-  return pages * os.sysconf('SC_PAGE_SIZE') / len(devices)
+  return data.host_bytes() / len(devices)
 
 
 def batches(

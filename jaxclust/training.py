@@ -183,7 +183,9 @@ def draw_order(
 
 def start_epoch(state: TrainState) -> TrainState:
   """The same state with no losses yet."""
-  return state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
+  old = state.loss_sum
+  zeros = jax.device_put(np.zeros(old.shape, old.dtype), old.sharding)
+  return state._replace(loss_sum=zeros)
 
 
 def make_mesh(model: Autoencoder, batch_size: int) -> Mesh:

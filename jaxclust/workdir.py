@@ -13,7 +13,10 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import socket
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,12 +25,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxclust.numerics import InputError
+from jaxclust.numerics import InputError, one_line
 
 _KEPT_CHECKPOINTS = 2
 
 # Of a checkpoint and its manifest; another number is for another layout.
 _FORMAT = 1
+
+
+class _DamageError(Exception):
+  """A checkpoint that is not as it was saved."""
 
 
 def new_path(name: str) -> pathlib.Path:
@@ -41,6 +48,26 @@ def new_path(name: str) -> pathlib.Path:
   return path
 
 
+def check(path: pathlib.Path, config: dict) -> None:
+  """Looks whether a run directory could be claimed, and touches nothing.
+
+  Raises:
+    InputError: as `claim` does, but for a run that works in it.
+  """
+  path = pathlib.Path(path).absolute()
+  place = next(p for p in (path, *path.parents) if p.exists())
+  if not place.is_dir():
+    raise _unwritable(path, f'{place} is a file')
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise _unwritable(path, f'{place} is read-only')
+  _check_config(path, config)
+
+
+def is_finished(path: pathlib.Path) -> bool:
+  """Whether a run has written its summary, which is the last that it does."""
+  return pathlib.Path(path, 'summary.json').exists()
+
+
 @contextlib.contextmanager
 def claim(path: pathlib.Path, config: dict) -> Iterator[pathlib.Path]:
   """Makes a run directory, or opens the one of the same config, and locks it.
@@ -50,38 +77,68 @@ def claim(path: pathlib.Path, config: dict) -> Iterator[pathlib.Path]:
       to another config.
   """
   path = pathlib.Path(path).absolute()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    lock = open(path / '.lock', 'a')  # noqa: SIM115, closed below
-  except OSError as error:
-    raise InputError(
-      f'workdir {path} cannot be written ({error.strerror}): '
-      'name another with --workdir=DIR'
-    ) from error
-  with lock:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      path.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(_locked(path))
+      if not _check_config(path, config):
+        write_json(path, 'config.json', config)
     except OSError as error:
-      raise InputError(
-        f'workdir {path} is in use by another run: wait for it, or name '
-        'another with --workdir=DIR'
-      ) from error
-    _claim_for_config(path, config)
+      raise _unwritable(path, error.strerror) from error
     yield path
 
 
-def _claim_for_config(path, config):
-  config = json.loads(json.dumps(config))
-  old = read_json(path, 'config.json')
-  if old is None:
-    write_json(path, 'config.json', config)
-  elif old != config:
-    old, new = dict(_flatten(old)), dict(_flatten(config))
-    keys = sorted(k for k in old | new if old.get(k) != new.get(k))
+def _unwritable(path, why):
+  return InputError(
+    f'workdir {path} cannot be written ({why}): name another with --workdir=DIR'
+  )
+
+
+@contextlib.contextmanager
+def _locked(path):
+  """Holds the lock of a directory, which names its holder. The system takes it
+  from a process that has ended, so that none is stale."""
+  with open(path / '.lock', 'a+') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      lock.seek(0)
+      raise InputError(
+        f'workdir {path} is in use by process {lock.read()}: wait for it, or '
+        'name another with --workdir=DIR'
+      ) from error
+    except OSError as error:
+      warnings.warn(
+        f'workdir {path} cannot be locked ({error.strerror}): start no second '
+        'run in it',
+        stacklevel=2,
+      )
+    lock.truncate(0)
+    lock.write(f'{os.getpid()} on {socket.gethostname()}')
+    lock.flush()
+    yield
+
+
+def _check_config(path, config):
+  """Whether a directory is that of a config; raises if it is another's."""
+  try:
+    old = parse_object((path / 'config.json').read_bytes())
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError) as error:
     raise InputError(
-      f'workdir {path} belongs to another config, which differs in '
-      f'{", ".join(keys)}: name another with --workdir=DIR'
-    )
+      f'{path / "config.json"} cannot be read ({error}): name another '
+      'directory with --workdir=DIR'
+    ) from error
+  new = json.loads(json.dumps(config))
+  if old == new:
+    return True
+  old, new = dict(_flatten(old)), dict(_flatten(new))
+  keys = sorted(k for k in old | new if old.get(k) != new.get(k))
+  raise InputError(
+    f'workdir {path} belongs to another config, which differs in '
+    f'{", ".join(keys)}: name another with --workdir=DIR'
+  )
 
 
 def _flatten(tree, prefix=''):
@@ -98,12 +155,19 @@ def write_json(path: pathlib.Path, name: str, content: Any) -> None:
   _write(path / name, lambda file: file.write(text.encode()))
 
 
-def read_json(path: pathlib.Path, name: str) -> Any:
-  """Reads `path/name`; None if there is none."""
+def parse_object(text: bytes) -> dict:
+  """The JSON object that a text is.
+
+  Raises:
+    ValueError: if it is none.
+  """
   try:
-    return json.loads((path / name).read_text())
-  except FileNotFoundError:
-    return None
+    content = json.loads(text)
+  except RecursionError as error:
+    raise ValueError('it nests too deeply') from error
+  if not isinstance(content, dict):
+    raise ValueError('it is no object')
+  return content
 
 
 def write_arrays(path: pathlib.Path, name: str, **arrays: np.ndarray) -> None:
@@ -126,6 +190,14 @@ def log(path: pathlib.Path, **record: Any) -> None:
     file.write(json.dumps(record) + '\n')
 
 
+def log_error(path: pathlib.Path, error: Exception) -> pathlib.Path:
+  """Appends the traceback of an error to `error.log`; returns its path."""
+  now = datetime.datetime.now().isoformat(' ', 'seconds')
+  with open(path / 'error.log', 'a') as file:
+    file.write(f'{now}\n{"".join(traceback.format_exception(error))}\n')
+  return path / 'error.log'
+
+
 def read_log(path: pathlib.Path, **match: Any) -> list[dict]:
   """The records that have these values, in order."""
   return [r for r in _read_log(path) if _matches(r, match)]
@@ -146,12 +218,17 @@ def _matches(record, match):
 
 
 def _read_log(path):
+  """The records of the log. The line that a killed run did not finish is none,
+  nor is what else has got into the file."""
   try:
-    lines = (path / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    lines = (path / 'metrics.jsonl').read_bytes().split(b'\n')[:-1]
   except FileNotFoundError:
     return []
-  # A line that a killed run did not finish has no end.
-  return [json.loads(line) for line in lines if line.endswith('\n')]
+  records = []
+  for line in lines:
+    with contextlib.suppress(ValueError):
+      records.append(parse_object(line))
+  return records
 
 
 def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
@@ -162,8 +239,12 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
   folder = _checkpoints(path, phase)
   if (folder / str(step)).exists():
     _set_aside(folder, step)
-  with _checkpointer() as checkpointer:
-    checkpointer.save(folder / str(step), ocp.args.StandardSave(state))
+  try:
+    _write_arrays(folder / str(step), state)
+  finally:
+    for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(unfinished)
+  _sync(path / 'metrics.jsonl')
   manifest = {
     'format': _FORMAT,
     'devices': _devices(),
@@ -176,8 +257,29 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
     # One of the two may be all that a killed run has left.
     (folder / f'{old}.json').unlink(missing_ok=True)
     shutil.rmtree(folder / str(old), ignore_errors=True)
-  for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
-    shutil.rmtree(unfinished)
+
+
+def _write_arrays(folder, state):
+  """Has Orbax write a checkpoint.
+
+  Raises:
+    OSError: if the disk takes no more.
+  """
+  try:
+    with _checkpointer() as checkpointer:
+      checkpointer.save(folder, ocp.args.StandardSave(state))
+  except ValueError as error:  # as TensorStore has it
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+      raise
+    number = int(number[1])
+    raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _sync(file):
+  """Has a file on the disk, if there is one."""
+  with contextlib.suppress(FileNotFoundError), open(file) as opened:
+    os.fsync(opened.fileno())
 
 
 def restore(
@@ -200,23 +302,39 @@ def restore(
   """
   folder = _checkpoints(path, phase)
   for step in reversed(_steps(folder)):
-    manifest = _read_manifest(folder, step)
-    damage = _damage(folder, step, manifest)
-    if damage is None:
-      _check_arrays(folder, step, manifest['arrays'], like)
-      if manifest['devices'] != _devices():
-        warnings.warn(
-          f'{phase} goes on with {_devices()} from what {manifest["devices"]} '
-          'had computed: sums are rounded in another way from here on',
-          stacklevel=2,
-        )
-      return step, _read(folder / str(step), like)
-    place = _set_aside(folder, step)
-    warnings.warn(
-      f'checkpoint {folder / str(step)} is set aside as {place.name}: {damage}',
-      stacklevel=2,
-    )
+    try:
+      return step, _read_step(folder, step, phase, like)
+    except _DamageError as damage:
+      place = _set_aside(folder, step)
+      warnings.warn(
+        f'checkpoint {folder / str(step)} is set aside as {place.name}: '
+        f'{damage}',
+        stacklevel=2,
+      )
   return None
+
+
+def _read_step(folder, step, phase, like):
+  """The state that was saved at a step.
+
+  Raises:
+    _DamageError: if it is not whole.
+    InputError: if it holds other arrays, or is of another format.
+  """
+  manifest = _read_manifest(folder, step)
+  _check_files(folder / str(step), manifest['files'])
+  _check_arrays(folder / str(step), manifest['arrays'], like)
+  try:
+    state = _read(folder / str(step), like)
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise _DamageError(f'Orbax cannot read it ({one_line(error)})') from error
+  if manifest['devices'] != _devices():
+    warnings.warn(
+      f'{phase} goes on with {_devices()} from what {manifest["devices"]} '
+      'had computed: sums are rounded in another way from here on',
+      stacklevel=3,
+    )
+  return state
 
 
 def _read(folder, like):
@@ -257,38 +375,50 @@ def _digest_of(manifest):
 
 
 def _read_manifest(folder, step):
-  """The manifest of a step as it was written; None if it cannot be read."""
   try:
-    manifest = json.loads((folder / f'{step}.json').read_text())
-    return manifest if manifest['digest'] == _digest_of(manifest) else None
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
-
-
-def _damage(folder, step, manifest):
-  """What is wrong with the checkpoint of a step; None if nothing is.
-
-  Raises:
-    InputError: if it is of another format.
-  """
-  if manifest is None:
-    return 'its manifest is missing, as in an unfinished save, or is damaged'
+    manifest = parse_manifest((folder / f'{step}.json').read_bytes())
+  except (OSError, ValueError) as error:
+    raise _DamageError(
+      'its manifest is missing, as in an unfinished save, or is damaged '
+      f'({error})'
+    ) from error
   if manifest['format'] != _FORMAT:
     raise InputError(
       f'checkpoint {folder / str(step)} has format {manifest["format"]}, and '
       f'this version of jaxclust reads format {_FORMAT}: go on with the '
       'version that wrote it, or name another directory with --workdir=DIR'
     )
-  files = manifest['files']
-  found = _digests(folder / str(step))
-  if found == files:
-    return None
+  return manifest
+
+
+def parse_manifest(text: bytes) -> dict:
+  """The manifest that a text is; only its format if that is another one.
+
+  Raises:
+    ValueError: if it is none, or not as it was written.
+  """
+  manifest = parse_object(text)
+  if manifest.get('digest') != _digest_of(manifest):
+    raise ValueError('its digest is that of another text')
+  fields = {'format': int}
+  if manifest.get('format') == _FORMAT:
+    fields |= {'devices': str, 'arrays': dict, 'files': dict}
+  for name, kind in fields.items():
+    if not isinstance(manifest.get(name), kind):
+      raise ValueError(f'its field {name} is {manifest.get(name)!r}')
+  return manifest
+
+
+def _check_files(folder, files):
+  """Raises a _DamageError unless a folder holds the files of a manifest."""
+  found = _digests(folder)
   for name in files:
     if name not in found:
-      return f'its file {name} is missing'
+      raise _DamageError(f'its file {name} is missing')
     if found[name] != files[name]:
-      return f'its file {name} is damaged'
-  return f'its file {min(found.keys() - files.keys())} is foreign'
+      raise _DamageError(f'its file {name} is damaged')
+  for name in found.keys() - files.keys():
+    raise _DamageError(f'its file {name} is foreign')
 
 
 def _digests(folder, sync=False):
@@ -313,12 +443,12 @@ def _describe(state):
   }
 
 
-def _check_arrays(folder, step, saved, like):
+def _check_arrays(folder, saved, like):
   wanted = _describe(like)
   for place in sorted(saved.keys() | wanted.keys()):
     if saved.get(place) != wanted.get(place):
       raise InputError(
-        f'checkpoint {folder / str(step)} holds {saved.get(place)} at {place}, '
+        f'checkpoint {folder} holds {saved.get(place)} at {place}, '
         f'and this run needs {wanted.get(place)}: name another directory with '
         '--workdir=DIR'
       )

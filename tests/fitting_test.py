@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import fitting, stopping, training, workdir
+from jaxclust import fitting, stopping, streaming, training, workdir
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import RunError
 from jaxclust.numerics import InputError
@@ -69,6 +69,28 @@ def test_streamed_and_resident_images_train_alike(tmp_path, monkeypatch):
     fitting.encode(MODEL, own, IMAGES, 16),
     fitting.encode(MODEL, own, there[0], 16),
   )
+
+
+@pytest.mark.parametrize('placement', ['device', 'host'])
+def test_nothing_is_sent_unseen_within_an_epoch(
+  placement, tmp_path, monkeypatch
+):
+  """With everything on, all that goes to or from a device is asked for."""
+
+  def guarded(fn):
+    def call(*args):
+      with jax.transfer_guard('disallow'):
+        return fn(*args)
+
+    return call
+
+  for name in ('_train_epoch', '_losses'):
+    monkeypatch.setattr(fitting, name, guarded(getattr(fitting, name)))
+  monkeypatch.setattr(fitting, '_CALL_BYTES', 2 * 16 * 64)
+  images = streaming.place([IMAGES, TEST_IMAGES], placement)
+  options = {'clip_norm': 1.0, 'noise': 0.1, 'max_shift': 1.0}
+  trained = train(tmp_path, *images, num_epochs=2, patience=2, **options)
+  assert trained.records[0]['epoch'] > 0
 
 
 @pytest.mark.slow

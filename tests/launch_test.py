@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -434,13 +435,54 @@ def test_warnings_are_shown_and_recorded(tmp_path, capfd):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--config=configs/gmm.py:digits', '--config.sed=1'], '"seed"'),
-    (['--config=configs/gmm.py:digits', '--config.gmm.rg=1'], '"reg"'),
-    (['--config=configs/gmm.py:digits', '--config.seed=x'], 'config.seed=x'),
+    (
+      ['--config=configs/gmm.py:digits', '--config.sed=1'],
+      'there is no config.sed: did you mean config.seed?',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.gm.reg=1'],
+      'did you mean config.gmm.reg?',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.seed.x=1'],
+      'did you mean config.seed?',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.autoencoder.features[9]=1'],
+      'did you mean config.autoencoder.features?',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.seed=1.5'],
+      "config.seed is '1.5': it must be a whole number",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.gmm.reg=much'],
+      "config.gmm.reg is 'much': it must be a number",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.standardize=maybe'],
+      "config.standardize is 'maybe': it must be true or false",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.training=3'],
+      "config.training is '3': it must be a group",
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.seed'],
+      'Missing value for flag --config.seed',
+    ),
     (['--config=configs/gmm.py:digits', '--wokdir=x'], '--workdir?'),
+    (['--config=configs/gmm.py:digits', '-x'], 'there is no flag --x'),
+    (['--config=configs/gmm.py:digits', '--', 'x'], "'x' belongs to no flag"),
+    (['--config=README.md'], "there is no config 'README.md'"),
+    (['--config=configs'], "there is no config 'configs'"),
+    (['--config=tests/conftest.py'], 'gives no config (AttributeError'),
     (['--config=configs/gmm.py:digits', 'stray'], "'stray' belongs to no"),
     (['--config=configs/gmm.py:digts'], "variant is 'digts'"),
-    (['--config=configs/gm.py'], 'did you mean configs/gmm.py?'),
+    (
+      ['--config=configs/gm.py'],
+      "no config 'configs/gm.py': did you mean configs/gmm.py?",
+    ),
     ([], 'add --config=FILE'),
     (
       [
@@ -496,6 +538,62 @@ def test_a_mistake_is_answered_in_one_line(flags, message, tmp_path, capfd):
   assert captured.err.count('\n') == 1
   assert message in captured.err
   assert not path.exists()
+
+
+def test_an_empty_workdir_is_not_the_present_one(capfd):
+  config = '--config=configs/gmm.py:digits'
+  assert launch.main(['launch.py', config, '--workdir=']) == 2
+  assert 'workdir is empty' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('code', 'told'),
+  [
+    ('def get_config(:', 'SyntaxError'),
+    ('def get_config():\n  return 1 / 0', 'ZeroDivisionError.*line 2'),
+    ('import no_such_module', 'No module named'),
+    ('def get_config():\n  return None', 'NoneType'),
+  ],
+)
+def test_a_config_that_fails_is_told_in_one_line(code, told, tmp_path, capfd):
+  path = tmp_path / 'mine.py'
+  path.write_text(code)
+  assert launch.main(['launch.py', f'--config={path}']) == 2
+  error = capfd.readouterr().err
+  assert re.search(f'mine.py gives no config .*{told}', error)
+  assert error.count('\n') == 1
+
+
+def test_a_directory_that_cannot_be_used_is_told_before_data_are_read(
+  tmp_path, capfd, monkeypatch
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.setattr(experiments.data, 'load', None)
+  assert run('kmeans', tmp_path / 'file') == 2
+  assert 'cannot be written' in capfd.readouterr().err
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_directory(
+  tmp_path, capfd, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(experiments.fitting, 'cluster', lambda *args: {}['gone'])
+    assert run('kmeans', tmp_path) == 3
+  error = capfd.readouterr().err
+  assert error.startswith("error: unexpected KeyError ('gone'): its traceback")
+  assert error.count('\n') == 1
+  kept = (tmp_path / 'error.log').read_text()
+  assert 'Traceback (most recent call last)' in kept
+  assert "KeyError: 'gone'" in kept
+  assert run('kmeans', tmp_path) == 0
+
+
+def test_a_relative_directory_is_one_of_where_it_is_run(tmp_path, monkeypatch):
+  config = f'--config={ROOT}/configs/kmeans.py:digits'
+  monkeypatch.chdir(tmp_path)
+  flags = [config, '--workdir=a/run', *SMALL['kmeans']]
+  assert launch.main(['launch.py', *flags]) == 0
+  assert read(tmp_path / 'a' / 'run')['experiment'] == 'kmeans'
 
 
 def test_help_needs_no_device():

@@ -1,5 +1,11 @@
 """The run directory."""
 
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import resource
 import shutil
 from functools import partial
 
@@ -12,10 +18,14 @@ from jaxclust import workdir
 from jaxclust.numerics import InputError
 
 
+def read(path):
+  return json.loads(path.read_text())
+
+
 def test_a_directory_belongs_to_one_config(tmp_path):
   config = {'seed': 0, 'gmm': {'reg': 1e-3, 'shape': (1, 2)}}
   with workdir.claim(tmp_path / 'run', config) as path:
-    assert workdir.read_json(path, 'config.json')['gmm']['shape'] == [1, 2]
+    assert read(path / 'config.json')['gmm']['shape'] == [1, 2]
   with workdir.claim(tmp_path / 'run', config):
     pass
   other = {'seed': 1, 'gmm': {'reg': 1e-2, 'shape': (1, 2)}}
@@ -24,12 +34,23 @@ def test_a_directory_belongs_to_one_config(tmp_path):
     workdir.claim(tmp_path / 'run', other),
   ):
     pass
+  with pytest.raises(InputError, match=r'differs in gmm\.reg, seed'):
+    workdir.check(tmp_path / 'run', other)
+
+
+@pytest.mark.parametrize('content', ['', '[1]', '{"seed": 0', '[' * 100_000])
+def test_a_damaged_config_is_named(content, tmp_path):
+  (tmp_path / 'config.json').write_text(content)
+  for look in (workdir.check, lambda *args: workdir.claim(*args).__enter__()):
+    with pytest.raises(InputError, match=r'config\.json cannot be read'):
+      look(tmp_path, {})
+  assert (tmp_path / 'config.json').read_text() == content
 
 
 def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
   with (
     workdir.claim(tmp_path, {}),
-    pytest.raises(InputError, match='in use by another run'),
+    pytest.raises(InputError, match=f'in use by process {os.getpid()} on '),
     workdir.claim(tmp_path, {}),
   ):
     pass
@@ -37,14 +58,61 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
     pass
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
-  (tmp_path / 'run').write_text('mine')
+def test_a_lock_of_a_process_that_has_ended_is_none(tmp_path):
+  (tmp_path / '.lock').write_text('1234567 on another, and more')
+  with workdir.claim(tmp_path, {}):
+    assert (tmp_path / '.lock').read_text().startswith(f'{os.getpid()} on ')
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+  def flock(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
   with (
-    pytest.raises(InputError, match='cannot be written'),
-    workdir.claim(tmp_path / 'run', {}),
+    pytest.warns(UserWarning, match='cannot be locked .*no second run'),
+    workdir.claim(tmp_path, {}),
   ):
     pass
-  assert (tmp_path / 'run').read_text() == 'mine'
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+    with pytest.raises(InputError, match='cannot be written'):
+      workdir.check(path, {})
+    with (
+      pytest.raises(InputError, match='cannot be written'),
+      workdir.claim(path, {}),
+    ):
+      pass
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self').is_dir(), reason='not on Linux'
+)
+@pytest.mark.parametrize('name', ['/proc/run', '/proc/self'])
+def test_a_directory_that_cannot_be_written_is_named(name):
+  """Not even by an administrator."""
+  with (
+    pytest.raises(InputError, match=f'workdir {name} cannot be written'),
+    workdir.claim(name, {}),
+  ):
+    pass
+
+
+def test_a_read_only_directory_is_seen_before_anything_is_done(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(os, 'access', lambda place, mode: place != tmp_path)
+  with pytest.raises(InputError, match='is read-only'):
+    workdir.check(tmp_path / 'a' / 'run', {})
+
+
+def test_a_look_leaves_no_trace(tmp_path):
+  workdir.check(tmp_path / 'a' / 'run', {})
+  assert not (tmp_path / 'a').exists()
 
 
 def test_a_new_path_is_new(tmp_path, monkeypatch):
@@ -61,8 +129,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
   workdir.write_json(tmp_path, 'a.json', {'a': 1})
   with pytest.raises(ValueError, match='JSON'):
     workdir.write_json(tmp_path, 'a.json', {'a': float('nan')})
-  assert workdir.read_json(tmp_path, 'a.json') == {'a': 1}
-  assert workdir.read_json(tmp_path, 'b.json') is None
+  assert read(tmp_path / 'a.json') == {'a': 1}
 
 
 def test_the_log_is_rewound_to_a_checkpoint(tmp_path):
@@ -76,6 +143,28 @@ def test_the_log_is_rewound_to_a_checkpoint(tmp_path):
   assert [r['epoch'] for r in records] == [1, 2]
   records = workdir.read_log(tmp_path, phase='gmm')
   assert [r['step'] for r in records] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+  'line', [b'', b'{"epoch": 2', b'[2]', b'\0\0', b'\xff', b'[' * 100_000]
+)
+def test_what_is_no_record_of_the_log_is_left_out(line, tmp_path):
+  workdir.log(tmp_path, epoch=1)
+  with open(tmp_path / 'metrics.jsonl', 'ab') as file:
+    file.write(line + b'\n')
+  workdir.log(tmp_path, epoch=3)
+  assert [r['epoch'] for r in workdir.read_log(tmp_path)] == [1, 3]
+
+
+def test_the_log_of_errors_keeps_them_all(tmp_path):
+  for number in (1, 2):
+    try:
+      raise KeyError(number)
+    except KeyError as error:
+      path = workdir.log_error(tmp_path, error)
+  assert path == tmp_path / 'error.log'
+  assert path.read_text().count('Traceback (most recent call last)') == 2
+  assert 'KeyError: 2' in path.read_text()
 
 
 def test_the_log_of_a_seed_is_its_own(tmp_path):
@@ -200,6 +289,40 @@ def test_a_damaged_checkpoint_is_set_aside(damage, told, tmp_path):
   assert restore(tmp_path) == 9
 
 
+def forge(path, **changed):
+  """Gives the step 9 another manifest, which is whole."""
+  file = path / 'checkpoints' / 'gmm' / '9.json'
+  manifest = read(file) | changed
+  manifest['digest'] = workdir._digest_of(manifest)
+  file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+  ('changed', 'told'),
+  [
+    ({'files': ['a']}, r"its field files is \['a'\]"),
+    ({'arrays': None}, 'its field arrays is None'),
+    ({'format': '1'}, "its field format is '1'"),
+    ({'files': {'../../../config.json': [1, 'a']}}, 'is missing'),
+  ],
+)
+def test_a_manifest_of_a_stranger_is_set_aside(changed, told, tmp_path):
+  save(tmp_path, 5, 9)
+  forge(tmp_path, **changed)
+  with pytest.warns(UserWarning, match=f'9 is set aside as .*{told}'):
+    assert restore(tmp_path) == 5
+
+
+@pytest.mark.parametrize('damage', [truncate, flip_a_bit, shutil.rmtree])
+def test_what_orbax_cannot_read_is_set_aside(damage, tmp_path):
+  save(tmp_path, 5, 9)
+  folder = tmp_path / 'checkpoints' / 'gmm' / '9'
+  damage(folder)
+  forge(tmp_path, files=workdir._digests(folder))
+  with pytest.warns(UserWarning, match='set aside .*Orbax cannot read it'):
+    assert restore(tmp_path) == 5
+
+
 def test_where_all_are_damaged_there_is_none(tmp_path):
   save(tmp_path, 5, 9)
   for step in ('5', '9'):
@@ -251,6 +374,21 @@ def test_a_save_that_dies_leaves_the_step_before(tmp_path, monkeypatch):
     UserWarning, match='9 is set aside as .*manifest is missing'
   ):
     assert restore(tmp_path) == 5
+
+
+def test_a_full_disk_leaves_the_step_before_and_no_rests(tmp_path):
+  save(tmp_path, 5)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+  try:
+    with pytest.raises(OSError, match='File too large') as caught:
+      save(tmp_path, 9)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert caught.value.errno == errno.EFBIG
+  kept = sorted(p.name for p in (tmp_path / 'checkpoints' / 'gmm').iterdir())
+  assert kept == ['5', '5.json']
+  assert restore(tmp_path) == 5
 
 
 def test_a_resume_on_other_devices_warns(tmp_path, monkeypatch):
