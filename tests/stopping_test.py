@@ -4,7 +4,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -83,7 +82,6 @@ def test_a_second_sigterm_lets_the_first_signal_be_answered(number):
     send(number)
     for _ in range(3):
       send(signal.SIGTERM)
-    time.sleep(0.1)  # the watcher has its turn
     done.append('saved')
     stopping.check()
 
@@ -122,3 +120,62 @@ def test_a_second_ctrl_c_ends_at_once(first):
     check=False,
   )
   assert (done.returncode, done.stdout) == (130, 'goes on\n')
+
+
+DEAF = """
+import signal, threading
+from jaxclust import stopping
+
+stopping._SECONDS_TO_END = 0
+with stopping.listening(), stopping.postponed():
+  signal.raise_signal({number})
+  threading.Event().wait()  # as if for a device
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_who_does_not_end_in_time_is_ended(number):
+  done = subprocess.run(
+    [sys.executable, '-c', DEAF.format(number=int(number))],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert done.returncode == 128 + number
+  assert done.stderr == f'error: stopped by {number.name}\n'
+
+
+BUSY = """
+import signal, threading
+from jaxclust import stopping
+
+stopping._SECONDS_TO_END = stopping._SECONDS_TO_SAVE = 0
+looks, look = threading.Semaphore(0), stopping.select.select
+
+def counted(*args):
+  looks.release()
+  return look(*args)
+
+stopping.select.select = counted
+with stopping.listening(), stopping.postponed():
+  with stopping.saving():
+    signal.raise_signal(15)
+    for _ in range(9):
+      looks.acquire()
+    print('saved', flush=True)
+  threading.Event().wait()
+"""
+
+
+def test_a_save_that_takes_longer_is_waited_for():
+  done = subprocess.run(
+    [sys.executable, '-c', BUSY],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert (done.returncode, done.stdout) == (143, 'saved\n')
