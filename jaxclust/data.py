@@ -154,10 +154,7 @@ def _checked_images(what, images):
       f'{what} have shape {images.shape}, an empty split: give some images'
     )
   if images.dtype.kind == 'f':
-    if images.dtype.itemsize > 4:
-      warnings.warn(
-        f'{what} are {images.dtype} and are cast to float32', stacklevel=2
-      )
+    found = images.dtype
     with np.errstate(over='ignore'):  # too large for float32: reported below
       images = images.astype(np.float32, copy=False)
     bad = ~np.isfinite(images)
@@ -167,6 +164,8 @@ def _checked_images(what, images):
         f'{what} hold {bad.sum()} values that are not finite in float32, the '
         f'first at {list(first)}: mend or remove these images'
       )
+    if found.itemsize > 4:
+      warnings.warn(f'{what} are {found} and are cast to float32', stacklevel=2)
   elif images.dtype != np.uint8:
     raise InputError(
       f'{what} are {images.dtype}: convert them to uint8 or float32'

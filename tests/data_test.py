@@ -1,6 +1,7 @@
 """Image sets from every source, and what is said of those that are unusable."""
 
 import collections
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -618,7 +621,11 @@ def test_images_without_channels_get_one(tmp_path):
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
 def test_floats_become_float32(tmp_path, dtype):
   images = np.random.default_rng(0).normal(size=(6, 4, 5, 1)).astype(dtype)
-  loaded = data.load(_savez(tmp_path / 'a.npz', images=images)).images
+  path = _savez(tmp_path / 'a.npz', images=images)
+  told = 'are float64 and are cast to float32'
+  casts = dtype == np.float64
+  with pytest.warns(match=told) if casts else contextlib.nullcontext():
+    loaded = data.load(path).images
   np.testing.assert_array_equal(loaded, images.astype(np.float32), strict=True)
 
 
@@ -695,6 +702,135 @@ def test_what_is_no_npz_is_named(tmp_path):
     data.load(str(tmp_path / 'c.npy'))
 
 
+def test_what_unpacks_to_more_than_half_of_the_memory_is_not_read(
+  tmp_path, monkeypatch
+):
+  images = np.zeros((100, 64, 64), np.uint8)
+  np.savez_compressed(tmp_path / 'a.npz', images=images)
+  assert (tmp_path / 'a.npz').stat().st_size < images.nbytes / 100
+  for row in range(4):
+    _save(tmp_path / 'images' / f'{row}.png', images[0])
+  for name, size in (('a.npz', images.nbytes), ('images', 4 * 64 * 64)):
+    path = str(tmp_path / name)
+    monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size - 2)
+    with pytest.raises(InputError, match=f'{name} unpacks to .* half of the'):
+      data.load(path)
+    monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size + 1000)
+    assert data.load(path).images.shape[1:] == (64, 64, 1)
+
+
+def test_the_memory_is_what_a_container_or_a_limit_leaves(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'max').write_text('max\n')
+  (tmp_path / 'limit').write_text('1000000\n')
+  names = (tmp_path / 'max', tmp_path / 'none')
+  monkeypatch.setattr(data, '_CONTAINER_LIMITS', names)
+  whole = data.host_bytes()
+  assert whole > 2**28
+  names = (tmp_path / 'max', tmp_path / 'limit')
+  monkeypatch.setattr(data, '_CONTAINER_LIMITS', names)
+  assert data.host_bytes() == 1_000_000
+  monkeypatch.setattr(
+    data.resource, 'getrlimit', lambda kind: (900_000, 1_000_000)
+  )
+  assert data.host_bytes() == 900_000
+
+
+BOMB = """
+import resource, sys
+import jaxclust.data
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+for path in sys.argv[1:]:
+  try:
+    jaxclust.data.load(path)
+  except jaxclust.data.InputError as error:
+    print(error)
+"""
+
+
+def _npz_of_nothing(path, shape):
+  """An .npz whose array is said to have a shape, and holds no bytes."""
+  header = io.BytesIO()
+  described = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(header, described)
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('images.npy', header.getvalue())
+
+
+def _npz_bomb(path, num_bytes):
+  """An .npz of so many zeros, in a thousandth of that."""
+  header = io.BytesIO()
+  shape = (num_bytes >> 20, 1024, 1024)
+  described = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(header, described)
+  with (
+    zipfile.ZipFile(
+      path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as archive,
+    archive.open('images.npy', 'w', force_zip64=True) as file,
+  ):
+    file.write(header.getvalue())
+    block = bytes(2**24)
+    for _ in range(num_bytes // len(block)):
+      file.write(block)
+
+
+def _png_bomb(path, width, height):
+  """A PNG that is said to have a size, and has no line."""
+  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  content = b'\x89PNG\r\n\x1a\n'
+  for kind, body in ((b'IHDR', header), (b'IDAT', b'')):
+    checksum = zlib.crc32(kind + body)
+    content += struct.pack('>I', len(body)) + kind + body
+    content += struct.pack('>I', checksum)
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_bombs_and_absurd_headers_end_in_an_error_within_8_gib(tmp_path):
+  _npz_of_nothing(tmp_path / 'long.npz', (2**62, 1, 1))
+  _npz_of_nothing(tmp_path / 'large.npz', (2**36, 28, 28))
+  _npz_of_nothing(tmp_path / 'negative.npz', (-5, 28, 28))
+  _npz_bomb(tmp_path / 'bomb.npz', 2**32 + 2**24)
+  _png_bomb(tmp_path / 'one' / '0.png', 2**31 - 1, 2**31 - 1)
+  for row in range(60):
+    _png_bomb(tmp_path / 'many' / f'{row}.png', 9_000, 9_000)
+  names = ['long.npz', 'large.npz', 'negative.npz', 'bomb.npz', 'one', 'many']
+  done = subprocess.run(
+    [sys.executable, '-c', BOMB, *(str(tmp_path / name) for name in names)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  told = done.stdout.splitlines()
+  assert len(told) == len(names)
+  for name, line in zip(names, told, strict=True):
+    assert line.startswith(str(tmp_path / name))
+  assert 'unpacks to 4.02 GiB' in told[3]
+  assert 'unpacks to 4.53 GiB' in told[5]
+
+
+def test_what_lies_in_an_archive_stays_there(tmp_path):
+  path = tmp_path / 'in' / 'a.npz'
+  path.parent.mkdir()
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name in ('images.npy', '../../out.npy', '/tmp/out.npy'):
+      with archive.open(name, 'w') as file:
+        np.save(file, _images(6, 4, 4))
+  with pytest.raises(InputError, match=r"holds the keys \['\.\./\.\./out"):
+    data.load(str(path))
+  assert list(tmp_path.rglob('*')) == [path.parent, path]
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+    archive.writestr('images', b'no array')
+  with pytest.raises(InputError, match=r'images of .*a\.npz is no array'):
+    data.load(str(tmp_path / 'a.npz'))
+
+
 # A folder of images.
 
 
@@ -754,6 +890,13 @@ def _no_image(path):
   path.write_text('no image')
 
 
+def _program(path):
+  """PostScript, which Pillow has another program run."""
+  path.write_text(
+    '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n'
+  )
+
+
 def _resize(path):
   _save(path, _images(5, 6))
 
@@ -765,8 +908,9 @@ def _sixteen_bits(path):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (_cut, r'0\.png is no readable image'),
-    (_no_image, r'0\.png is no readable image'),
+    (_cut, r'0\.png is no readable PNG'),
+    (_no_image, r'0\.png is no readable PNG'),
+    (_program, r'0\.png is no readable PNG'),
     (_resize, r'0\.png is 6x5 pixels, most images are 5x6'),
     (_sixteen_bits, r'0\.png has mode I;16'),
   ],
@@ -789,6 +933,41 @@ def test_an_image_beside_the_labels_is_named(tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path):
   with pytest.raises(InputError, match=r'holds no \.png'):
     data.load(str(tmp_path))
+
+
+# IDX and TFRecord files.
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'starts no IDX file'),
+    (b'\0\0\x08', 'starts no IDX file'),
+    (b'\0\0\x08\0', 'starts no IDX file'),
+    (b'\0\0\x0d\x01\0\0\0\x01abcd', '00000d01 starts no IDX file of bytes'),
+    (b'\0\0\x08\x02\0\0\0\x01', 'starts no IDX file'),
+    (b'\0\0\x08\x01\0\0\0\x03ab', r'2 bytes are no array .* \(3,\)'),
+    (b'\0\0\x08\x01\0\0\0\x03abcd', r'4 bytes are no array .* \(3,\)'),
+    (b'\0\0\x08\x04' + 16 * b'\xff', r'0 bytes are no array'),
+  ],
+)
+def test_what_is_no_idx_file_says_why(content, message):
+  with pytest.raises(ValueError, match=message):
+    data._parse_idx(content)
+
+
+def test_an_idx_file_by_hand():
+  content = b'\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef'
+  array = data._parse_idx(content)
+  np.testing.assert_array_equal(array, [[97, 98, 99], [100, 101, 102]])
+  assert array.dtype == np.uint8
+
+
+def test_a_record_of_absurd_length_is_not_read(tmp_path):
+  path = tmp_path / 'a.tfrecord'
+  path.write_bytes(struct.pack('<Q4x', 2**62) + b'some')
+  with pytest.raises(EOFError, match='ends within a record'):
+    list(data._tfrecords(path))
 
 
 # The whole.

@@ -1,0 +1,207 @@
+"""Files from strangers: whatever is in them, they are read or refused."""
+
+import io
+import json
+import subprocess
+import sys
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from jaxclust import data, workdir
+from jaxclust.numerics import InputError
+
+SETTINGS = hypothesis.settings(
+  deadline=None, database=None, max_examples=200, print_blob=True
+)
+
+
+def written(write):
+  """The bytes that a function writes to a file."""
+  file = io.BytesIO()
+  write(file)
+  return file.getvalue()
+
+
+PIXELS = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
+NPZ = written(lambda file: np.savez(file, images=PIXELS, labels=np.arange(4)))
+NPZ_DEFLATED = written(lambda file: np.savez_compressed(file, images=PIXELS))
+PNG, JPEG = (
+  written(lambda file, kind=kind: Image.fromarray(PIXELS[0]).save(file, kind))
+  for kind in ('png', 'jpeg')
+)
+
+
+@st.composite
+def damaged(draw, *originals):
+  """One of some files, with bytes changed, put in, left out or cut off."""
+  content = bytearray(draw(st.sampled_from(originals)))
+  for _ in range(draw(st.integers(1, 4))):
+    place = draw(st.integers(0, len(content)))
+    length = draw(st.integers(0, 8))
+    content[place : place + length] = draw(st.binary(max_size=8))
+  return bytes(content[: draw(st.none() | st.integers(0, len(content)))])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('strangers')
+
+
+def load(path):
+  """The image set of a path, which is sound; None if it is refused."""
+  try:
+    dataset = data.load(str(path))
+  except InputError:
+    return None
+  images = dataset.images
+  assert images.dtype in (np.uint8, np.float32)
+  assert images.ndim == 4
+  assert images.size
+  assert dataset.labels is None or len(dataset.labels) == len(images)
+  return dataset
+
+
+@SETTINGS
+@hypothesis.given(content=damaged(NPZ, NPZ_DEFLATED) | st.binary(max_size=64))
+def test_a_damaged_npz_is_read_or_refused(folder, content):
+  (folder / 'a.npz').write_bytes(content)
+  load(folder / 'a.npz')
+
+
+@SETTINGS
+@pytest.mark.filterwarnings('ignore:images of .* are cast to float32')
+@hypothesis.given(
+  arrays=st.dictionaries(
+    st.sampled_from(['images', 'labels', 'test_images', 'test_labels', 'x']),
+    hnp.arrays(
+      st.sampled_from([np.uint8, np.float32]) | hnp.scalar_dtypes(),
+      hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=3),
+    ),
+  )
+)
+def test_an_npz_of_any_arrays_is_read_or_refused(folder, arrays):
+  np.savez(folder / 'b.npz', **arrays)
+  dataset = load(folder / 'b.npz')
+  if dataset is not None:
+    images = arrays['images'].astype(dataset.images.dtype)
+    np.testing.assert_array_equal(
+      dataset.images.reshape(images.shape), images, strict=True
+    )
+
+
+@SETTINGS
+@hypothesis.given(content=damaged(PNG, JPEG) | st.binary(max_size=64))
+def test_a_damaged_image_is_read_or_refused(folder, content):
+  (folder / 'images').mkdir(exist_ok=True)
+  (folder / 'images' / 'a.png').write_bytes(content)
+  load(folder / 'images')
+
+
+@SETTINGS
+@hypothesis.given(
+  shape=st.lists(st.integers(0, 4), min_size=1, max_size=4), draw=st.data()
+)
+def test_an_idx_file_comes_back(shape, draw):
+  array = draw.draw(hnp.arrays(np.uint8, shape))
+  header = bytes([0, 0, 8, len(shape)]) + np.array(shape, '>u4').tobytes()
+  found = data._parse_idx(header + array.tobytes())
+  np.testing.assert_array_equal(found, array, strict=True)
+  with pytest.raises(ValueError, match='bytes are no array'):
+    data._parse_idx(header + array.tobytes() + b'0')
+
+
+@SETTINGS
+@hypothesis.given(content=damaged(bytes(range(40))))
+def test_records_are_read_or_refused(folder, content):
+  (folder / 'a.tfrecord').write_bytes(content)
+  try:
+    records = list(data._tfrecords(folder / 'a.tfrecord'))
+  except (EOFError, data.struct.error):
+    return
+  assert sum(len(record) + 16 for record in records) == len(content)
+
+
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda part: st.lists(part) | st.dictionaries(st.text(), part),
+  max_leaves=8,
+)
+FIELDS = st.sampled_from(['format', 'devices', 'arrays', 'files', 'digest'])
+
+
+@SETTINGS
+@hypothesis.given(
+  content=st.dictionaries(FIELDS, st.just(1) | st.just({}) | JSON) | JSON,
+  whole=st.booleans(),
+)
+def test_a_manifest_is_read_or_refused(content, whole):
+  if whole and isinstance(content, dict):
+    content['digest'] = workdir._digest_of(content)
+  try:
+    manifest = workdir.parse_manifest(json.dumps(content).encode())
+  except ValueError:
+    return
+  assert isinstance(manifest['format'], int)
+  if manifest['format'] == workdir._FORMAT:
+    assert isinstance(manifest['files'], dict)
+    assert isinstance(manifest['arrays'], dict)
+
+
+FUZZ = """
+import json, sys
+import atheris
+
+with atheris.instrument_imports(include=['jaxclust.data', 'jaxclust.workdir']):
+  from jaxclust import data, workdir
+
+def idx(content):
+  array = data._parse_idx(content)
+  assert array.tobytes() == content[len(content) - array.size:]
+
+def manifest(content):
+  found = workdir.parse_object(content)
+  found['digest'] = workdir._digest_of(found)
+  found = workdir.parse_manifest(json.dumps(found).encode())
+  assert isinstance(found['format'], int)
+
+def run(content):
+  try:
+    {target}(content)
+  except ValueError:
+    pass
+
+atheris.Setup(sys.argv, run)
+atheris.Fuzz()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('target', 'seed'),
+  [
+    ('idx', b'\0\0\x08\x02\0\0\0\x01\0\0\0\x02ab'),
+    (
+      'manifest',
+      b'{"format": 1, "devices": "a", "arrays": {"a": [[], ""]}, "files": {}}',
+    ),
+  ],
+)
+def test_parsers_stand_half_a_minute_of_atheris(target, seed, tmp_path):
+  pytest.importorskip('atheris', reason='atheris has no build for this system')
+  (tmp_path / 'seed').write_bytes(seed)
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', FUZZ.format(target=target)),
+      *('-max_total_time=30', '-rss_limit_mb=8192', '-verbosity=0'),
+      *(f'-artifact_prefix={tmp_path}/', str(tmp_path)),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
