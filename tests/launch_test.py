@@ -596,6 +596,32 @@ def test_a_relative_directory_is_one_of_where_it_is_run(tmp_path, monkeypatch):
   assert read(tmp_path / 'a' / 'run')['experiment'] == 'kmeans'
 
 
+ALONE = """
+import sys
+
+sys.modules |= dict.fromkeys(('tensorflow', 'torch', 'keras', 'faiss'))
+import launch
+
+sys.exit(launch.main(sys.argv))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gmm', 'sweep'])
+def test_a_run_needs_no_other_framework_and_writes_plain_lines(name, tmp_path):
+  flags = [f'--config=configs/{name}.py:digits', *SMALL[name]]
+  done = subprocess.run(
+    [sys.executable, '-c', ALONE, *flags, f'--workdir={tmp_path}/run'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  told = done.stdout + done.stderr
+  assert told.count('\n') > 10
+  assert all(c.isprintable() or c == '\n' for c in told)
+
+
 def test_help_needs_no_device():
   env = os.environ | {'JAX_PLATFORMS': 'none_such'}
   done = subprocess.run(

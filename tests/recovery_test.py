@@ -12,13 +12,14 @@ import re
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxclust import fitting, training, workdir
-from jaxclust.autoencoder import Autoencoder
+from jaxclust import workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHILD = """
@@ -47,17 +48,28 @@ sys.setprofile(None)
 print('calls', count)
 sys.exit(status)
 """
-FLAGS = [
-  '--config=configs/gmm.py:digits',
-  '--config.training.num_epochs=3',
-  '--config.training.patience=3',
-  '--config.training.noise=0.1',
-  '--config.gmm.num_restarts=2',
-  '--config.num_seeds=1',
-]
+FLAGS = {
+  'gmm': [
+    '--config=configs/gmm.py:digits',
+    '--config.training.num_epochs=3',
+    '--config.training.patience=3',
+    '--config.training.noise=0.1',
+    '--config.gmm.num_restarts=2',
+  ],
+  'kmeans': ['--config=configs/kmeans.py:digits'],
+}
 
 
-def run(path, signals=(), cache=None):
+class Whole(NamedTuple):
+  """A run that nothing has disturbed."""
+
+  name: str  # of its flags
+  path: pathlib.Path
+  num_calls: int
+  cache: pathlib.Path  # of the programs it compiled
+
+
+def run(name, path, cache, signals=()):
   """A run whose n-th call sends a signal, for pairs (n, signal)."""
   environment = os.environ | {
     'JAX_ENABLE_COMPILATION_CACHE': '1',
@@ -66,7 +78,7 @@ def run(path, signals=(), cache=None):
     'PYTHONPATH': str(ROOT),
   }
   moments = [(moment, int(number)) for moment, number in signals]
-  command = [sys.executable, '-c', CHILD, repr(moments), *FLAGS]
+  command = [sys.executable, '-c', CHILD, repr(moments), *FLAGS[name]]
   return subprocess.run(
     [*command, f'--workdir={path}'],
     cwd=ROOT,
@@ -77,15 +89,28 @@ def run(path, signals=(), cache=None):
   )
 
 
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-  """The directory of a whole run, its calls, and the programs it compiled."""
+@pytest.fixture(scope='module', params=list(FLAGS))
+def whole(request, tmp_path_factory):
+  name = request.param
   folder = tmp_path_factory.mktemp('undisturbed')
   cache = folder / 'programs'
-  run(folder / 'first', cache=cache)
-  done = run(folder / 'run', cache=cache)
+  run(name, folder / 'first', cache)
+  done = run(name, folder / 'run', cache)
   assert done.returncode == 0, done.stderr
-  return folder / 'run', int(re.search(r'calls (\d+)', done.stdout)[1]), cache
+  num_calls = int(re.search(r'calls (\d+)', done.stdout)[1])
+  return Whole(name, folder / 'run', num_calls, cache)
+
+
+def restore(path, phase):
+  """The bytes of all arrays of the newest checkpoint, whatever they are."""
+  steps = workdir._steps(path / 'checkpoints' / phase)
+  manifest = path / 'checkpoints' / phase / f'{steps[-1]}.json'
+  arrays = json.loads(manifest.read_text())['arrays']
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    state = checkpointer.restore(manifest.with_suffix(''))
+  leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+  assert len(leaves) == len(arrays)
+  return phase, steps[-1], leaves
 
 
 def results(path):
@@ -98,14 +123,9 @@ def results(path):
     {k: v for k, v in json.loads(line).items() if k != 'seconds'}
     for line in (path / 'metrics.jsonl').read_text().splitlines()
   ]
-  seeds = [0]
-  model = Autoencoder((8, 8, 1), (16, 8))
-  state = training.init(fitting.draw_keys(seeds, fitting.INIT), model)
-  course = fitting._Course(state, training.no_best(state.params))
-  step, course = workdir.restore(path, 'autoencoder', course)
-  leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(course)]
+  states = [restore(path, phase.name) for phase in path.glob('checkpoints/*')]
   figures = sorted(p.name for p in (path / 'figures').iterdir())
-  return summary, arrays, records, (step, leaves), figures
+  return summary, arrays, records, states, figures
 
 
 def assert_same(path, other):
@@ -115,35 +135,35 @@ def assert_same(path, other):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_like_one_that_is_not(
-  undisturbed, tmp_path, pytestconfig
+  whole, tmp_path, pytestconfig
 ):
-  whole, calls, cache = undisturbed
   seed = random.SystemRandom().randrange(2**32)
   print('seed of the moments:', seed)
   moments = random.Random(seed)
-  for _ in range(pytestconfig.getoption('kills')):
-    moment = moments.randrange(1, calls)
+  kills = pytestconfig.getoption('kills')
+  share = {'gmm': kills - kills // 3, 'kmeans': kills // 3}
+  for _ in range(share[whole.name]):
+    moment = moments.randrange(1, whole.num_calls)
     path = tmp_path / str(moment)
-    killed = run(path, [(moment, signal.SIGKILL)], cache)
+    killed = run(whole.name, path, whole.cache, [(moment, signal.SIGKILL)])
     assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
-    print(moment, 'of', calls, killed.stdout.splitlines()[-1])
-    resumed = run(path, cache=cache)
+    print(moment, 'of', whole.num_calls, killed.stdout.splitlines()[-1])
+    resumed = run(whole.name, path, whole.cache)
     assert resumed.returncode == 0, (moment, resumed.stderr)
-    assert_same(path, whole)
+    assert_same(path, whole.path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_any_phase_saves_and_ends(number, undisturbed, tmp_path):
-  whole, calls, cache = undisturbed
+def test_a_signal_in_any_phase_saves_and_ends(number, whole, tmp_path):
   path = tmp_path / 'run'
   for share in (0.3, 0.6, 0.95):
-    moment = int(share * calls)
-    stopped = run(path, [(moment, number)], cache)
+    moment = int(share * whole.num_calls)
+    stopped = run(whole.name, path, whole.cache, [(moment, number)])
     if stopped.returncode == 0:  # it had less left to do than that
       break
     assert stopped.returncode == 128 + number, stopped.stderr
     assert stopped.stderr == f'error: stopped by {number.name}\n'
     assert f'--workdir={os.path.relpath(path, ROOT)}' in stopped.stdout
-  assert run(path, cache=cache).returncode == 0
-  assert_same(path, whole)
+  assert run(whole.name, path, whole.cache).returncode == 0
+  assert_same(path, whole.path)
