@@ -167,5 +167,14 @@ def _fail(error: Exception, status: int) -> int:
   return status
 
 
+def _end(status: int) -> None:
+  """Ends the process; one that was stopped does not wait for its devices, whose
+  work nobody asks for any more."""
+  if status > 128:
+    sys.stdout.flush()
+    os._exit(status)
+  sys.exit(status)
+
+
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  _end(main(sys.argv))
