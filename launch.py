@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
   try:
     with stopping.listening():
-      path = experiments.run(config, workdir)
+      path = experiments.run(config, workdir, shlex.join(['python', *argv]))
   except numerics.InputError as error:
     return _fail(error, 2)
   except fitting.RunError as error:

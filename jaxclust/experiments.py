@@ -27,10 +27,12 @@ from jaxclust import (
   autoencoder,
   benchmark,
   data,
+  figures,
   fitting,
   gmm,
   metrics,
   numerics,
+  page,
   peers,
   report,
   selection,
@@ -74,16 +76,20 @@ class Experiment(NamedTuple):
   """What runs between the data and the summary."""
 
   check: Callable  # (config, dataset): of all options, before any compiling
-  run: Callable  # (config, dataset, path, seconds) -> the summary's own part
+  run: Callable  # (config, dataset, path, seconds) -> its part of the summary,
+  # and the sections of the page
   show: Callable  # (config, summary): the last thing that a person sees
 
 
-def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
+def run(
+  config: ConfigDict, directory: str | None = None, command: str | None = None
+) -> pathlib.Path:
   """Runs an experiment, or takes up where an earlier process left it.
 
   Args:
     config: as in `configs/`.
     directory: the run directory; a new one under `runs/` if None.
+    command: what was typed, for the page to tell.
 
   Returns:
     The run directory.
@@ -118,9 +124,12 @@ def run(config: ConfigDict, directory: str | None = None) -> pathlib.Path:
       experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
       with _telling_how_to_go_on(path):
-        summary |= experiment.run(config, dataset, path, seconds)
+        found, sections = experiment.run(config, dataset, path, seconds)
+        summary |= found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
         summary['warnings'] = messages
+        html = page.render(summary, config.to_dict(), sections, command)
+        workdir.write_text(path, 'report.html', html)
         workdir.write_json(path, 'summary.json', summary)
       experiment.show(config, summary)
   return path
@@ -132,7 +141,8 @@ def _run_pipeline(config, dataset, path, seconds):
   seeds = range(config.seed, config.seed + config.num_seeds)
   rows = []
   represented = _represent(config, dataset, encoded, seeds, path, seconds)
-  for seed, (points, trained) in zip(seeds, represented, strict=True):
+  sections = []
+  for seed, (points, encoder, told) in zip(seeds, represented, strict=True):
     options = config[name].to_dict()
     with _timed(seconds, name):
       result = fitting.cluster(path, name, seed, points['train'], options)
@@ -143,12 +153,20 @@ def _run_pipeline(config, dataset, path, seconds):
         for split, x in points.items()
       }
       num_groups = options[clusterer.groups]
-      if seed == config.seed:
-        _write_results(dataset, path, seed, result, labels, points, num_groups)
       scores = _scores(dataset, clusterer, result, labels, points, num_groups)
-    rows.append({'seed': seed, **scores, **trained})
+      if seed == config.seed:
+        _write_assignments(path, result, labels, points)
+    if seed == config.seed:
+      with _timed(seconds, 'figures'):
+        findings = _find(
+          dataset, path, name, seed, result, labels, points, encoder, scores
+        )
+        sections = page.draw(findings, path / 'figures')
+    rows.append({'seed': seed, **scores, **told})
   first = {k: v for k, v in rows[0].items() if k != 'seed'}
-  return first if len(rows) == 1 else first | _over_seeds(rows)
+  if len(rows) > 1:
+    first |= _over_seeds(rows)
+  return first, sections
 
 
 def _over_seeds(rows):
@@ -193,8 +211,14 @@ def _run_sweep(config, dataset, path, seconds):
     for record, score in zip(records, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
   choices = selection.choose(records)
-  report.sweep_figure(path / 'figures' / 'sweep.png', records, choices)
-  return {'sweep': records, 'choices': choices}
+  chart = path / 'figures' / 'sweep.png'
+  figures.sweep(chart, records, choices)
+  section = page.Section(
+    'Criteria',
+    'What each criterion says of each number of clusters, and its choice.',
+    charts=[(chart, 'criteria over the number of clusters')],
+  )
+  return {'sweep': records, 'choices': choices}, [section]
 
 
 def _run_benchmark(config, dataset, path, seconds):
@@ -219,19 +243,25 @@ def _run_benchmark(config, dataset, path, seconds):
       raise RunError(str(error)) from error
   results = {'limits': limits, 'rows': rows, 'peers': peers.versions()}
   workdir.write_json(path, 'benchmark.json', results | _device_and_versions())
-  report.benchmark_figure(path / 'figures' / 'benchmark.png', rows)
-  return results
+  chart = path / 'figures' / 'benchmark.png'
+  figures.benchmark(chart, rows)
+  section = page.Section(
+    'Speeds',
+    'How many times as long the others take for the same.',
+    charts=[(chart, 'ratios of seconds')],
+  )
+  return results, [section]
 
 
 def _represent(config, dataset, encoded, seeds, path, seconds):
   """What is clustered for each seed: codes or pixels `[N, D]` of each split,
-  and what is to be told of the training."""
+  the encoder or None, and what is to be told of the training."""
   splits = {'train': dataset.images}
   if dataset.test_images is not None:
     splits['test'] = dataset.test_images
   if not encoded:
     points = {s: training.as_points(jnp.asarray(i)) for s, i in splits.items()}
-    yield from ((points, {}) for _ in seeds)
+    yield from ((points, None, {}) for _ in seeds)
     return
   options = config.training.to_dict()
   placed = streaming.place(list(splits.values()), options['placement'])
@@ -245,27 +275,29 @@ def _represent(config, dataset, encoded, seeds, path, seconds):
     )
   for run, record in enumerate(records):
     with _timed(seconds, 'encode'):
-      own = jax.tree.map(lambda a: a[run], params)  # noqa: B023
-      points = {
-        split: fitting.encode(model, own, images, options['batch_size'])
-        for split, images in splits.items()
-      }
+      encoder = fitting.Encoder(
+        model,
+        jax.tree.map(lambda a: a[run], params),  # noqa: B023
+        jnp.ones((1, 1)),
+        options['batch_size'],
+      )
+      points = {s: encoder.encode(images) for s, images in splits.items()}
       if config.standardize:
-        points = _standardize(points)
+        scale = _deviations(points['train'])
+        encoder = encoder._replace(scale=scale)
+        points = {split: x / scale for split, x in points.items()}
       points = jax.block_until_ready(points)
     told = {
       k: record[k] for k in ('epoch', 'train_loss', 'val_loss') if k in record
     }
-    yield points, {'autoencoder': told}
+    yield points, encoder, {'autoencoder': told}
 
 
-def _standardize(points):
-  """Divides every feature by its standard deviation over the training split."""
-  x = points['train']
+def _deviations(x):
+  """Standard deviations `[1, D]` of points `[N, D]`, 1 where there is none."""
   deviation = x.std(axis=0)
   rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=0)
-  scale = jnp.where(deviation > 8 * rounding, deviation, 1)[None]
-  return {split: x / scale for split, x in points.items()}
+  return jnp.where(deviation > 8 * rounding, deviation, 1)[None]
 
 
 def _circumstances(config, dataset):
@@ -312,7 +344,7 @@ def _scores(dataset, clusterer, result, labels, points, num_groups):
   return summary | {'fit': fit}
 
 
-def _write_results(dataset, path, seed, result, labels, points, num_groups):
+def _write_assignments(path, result, labels, points):
   arrays = {f'{split}_labels': found for split, found in labels.items()}
   if isinstance(result, gmm.GMMResult):
     for split, x in points.items():
@@ -320,17 +352,51 @@ def _write_results(dataset, path, seed, result, labels, points, num_groups):
         gmm.responsibilities(result.params, x)
       )
   workdir.write_arrays(path, 'assignments.npz', **arrays)
-  losses = workdir.read_log(path, phase='autoencoder', seed=seed)
-  if losses:
-    report.loss_curve(path / 'figures' / 'loss.png', losses)
-  if dataset.labels is not None:
-    report.confusion_figure(
-      path / 'figures' / 'confusion.png',
-      dataset.labels,
-      labels['train'],
-      num_groups,
-      dataset.label_names,
-    )
+
+
+def _find(
+  dataset, path, name, seed, result, labels, points, encoder, scores
+) -> page.Findings:
+  """What is to be seen of the training split."""
+  clusterer = CLUSTERERS[name]
+  x = points['train']
+  confidence, outlier_score = clusterer.judge(result, x)
+  images, centers = _pictures(dataset, clusterer.centers(result), encoder)
+  errors, reconstruct = None, None
+  if encoder is not None:
+    errors = np.asarray(encoder.errors(dataset.images))
+    reconstruct = encoder.reconstruct
+  records = workdir.read_log(path, phase=name, seed=seed)
+  histories = [row for record in records for row in record['restarts']]
+  return page.Findings(
+    images=images,
+    points=x,
+    labels=labels['train'],
+    confidence=confidence,
+    outlier_score=outlier_score,
+    centers=centers,
+    classes=dataset.labels,
+    label_names=dataset.label_names,
+    scores={s: scores[s] for s in ('train', 'test') if s in scores},
+    losses=workdir.read_log(path, phase='autoencoder', seed=seed),
+    errors=errors,
+    reconstruct=reconstruct,
+    histories=np.array(histories, float),
+    score=clusterer.score,
+  )
+
+
+def _pictures(dataset, centers, encoder):
+  """Images and centers as images, floats within 0 and 1."""
+  images = dataset.images
+  if encoder is not None:
+    return images, np.asarray(encoder.decode(centers))
+  centers = np.asarray(centers).reshape(-1, *images.shape[1:])
+  low, high = 0.0, 1.0
+  if images.dtype != np.uint8:
+    low, high = min(low, images.min()), max(high, images.max())
+    images = (images - low) / (high - low)
+  return images, (centers - low) / (high - low)
 
 
 def _check(config, dataset):

@@ -63,6 +63,26 @@ class Clusterer(NamedTuple):
   score: str  # the field of a result that tells how well it fits
   operations: Callable  # (N, D, K) -> of one step
   predict: Callable  # (result, x [N, D]) -> labels [N]
+  centers: Callable  # result -> [K, D]
+  judge: Callable  # (result, x [N, D]) -> confidence [N], outlier score [N]
+
+
+def _judge_by_distance(centers, x):
+  """Confidence is 1 - a / b for the distances a and b from the nearest and the
+  second nearest center: 1 at a center, 0 halfway between two. An outlier is far
+  from its center."""
+  distances = np.asarray(kmeans.transform(centers, x))
+  nearest = distances.min(axis=1)
+  if len(centers) == 1:
+    return np.ones_like(nearest), nearest
+  second = np.partition(distances, 1, axis=1)[:, 1]
+  return 1 - nearest / np.where(second > 0, second, 1), nearest
+
+
+def _judge_by_density(params, x):
+  """Confidence is the largest responsibility. An outlier is improbable."""
+  shares = np.asarray(gmm.responsibilities(params, x))
+  return shares.max(axis=1), np.asarray(gmm.outlier_score(params, x))
 
 
 CLUSTERERS = {
@@ -72,6 +92,8 @@ CLUSTERERS = {
     score='inertia',
     operations=lambda n, d, k: 0.4 * n * d * k,  # bounds spare the rest
     predict=lambda result, x: kmeans.predict(result.centers, x),
+    centers=lambda result: result.centers,
+    judge=lambda result, x: _judge_by_distance(result.centers, x),
   ),
   'gmm': Clusterer(
     module=gmm,
@@ -79,6 +101,8 @@ CLUSTERERS = {
     score='log_likelihood',
     operations=lambda n, d, k: 4 * n * d * d * k,
     predict=lambda result, x: gmm.predict(result.params, x),
+    centers=lambda result: result.params.means,
+    judge=lambda result, x: _judge_by_density(result.params, x),
   ),
 }
 
@@ -126,11 +150,13 @@ def cluster(
     report.progress(name, options['max_steps']) as show,
   ):
     while (state.stop_reason == StopReason.RUNNING).any():
-      state, _ = module.run(state, x, num_steps, **run_options)
-      step = int(state.num_steps.max())
+      state, scores = module.run(state, x, num_steps, **run_options)
+      last, step = step, int(state.num_steps.max())
       best = getattr(module.best(state), clusterer.score)
       score = {clusterer.score: float(best)}
-      workdir.log(path, phase=name, seed=seed, step=step, **score)
+      scores = module.in_units(state, scores[: step - last])
+      record = score | {'restarts': _rounded(scores)}
+      workdir.log(path, phase=name, seed=seed, step=step, **record)
       saver.save(step, state)
       running = int((state.stop_reason == StopReason.RUNNING).sum())
       show(step, f'{_text(score)}  {running} running')
@@ -138,6 +164,15 @@ def cluster(
   result = module.best(state)
   module.warn(result)
   return result
+
+
+def _rounded(scores):
+  """Scores `[S, R]` as lists of numbers that are not longer than they need to
+  be; None for one that is not finite, which JSON does not have."""
+  return [
+    [float(f'{v:.6g}') if np.isfinite(v) else None for v in row]
+    for row in np.asarray(scores).tolist()
+  ]
 
 
 def split_options(options: dict) -> tuple[dict, dict]:
@@ -407,18 +442,34 @@ def _trained(path, course, seeds, plan):
   return Trained(jax.device_put(params, plan.mesh.devices[0]), records)
 
 
-def encode(
-  model: Autoencoder,
-  params: Any,
-  images: jax.Array | np.ndarray,
-  batch_size: int,
-) -> jax.Array:
-  """Codes `[N, D]` of images `[N, H, W, C]`, wherever these are."""
-  codes = [
-    training.encode(params, block, model=model, batch_size=batch_size)
-    for block in streaming.blocks(images)
-  ]
-  return jnp.concatenate(codes)
+class Encoder(NamedTuple):
+  """A trained network, whose codes are divided by a scale."""
+
+  model: Autoencoder
+  params: Any
+  scale: jax.Array  # [1, D]
+  batch_size: int
+
+  def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Points `[N, D]` of images `[N, H, W, C]`, wherever these are."""
+    return self._map(training.encode, images) / self.scale
+
+  def errors(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Mean squared errors `[N]` of the reconstructions of images."""
+    return self._map(training.errors, images)
+
+  def decode(self, points: jax.Array) -> jax.Array:
+    """Images `[N, H, W, C]` of points `[N, D]`."""
+    return training.decode(self.params, points * self.scale, model=self.model)
+
+  def reconstruct(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """What the network makes of images `[N, H, W, C]`."""
+    return self.decode(self.encode(images))
+
+  def _map(self, fn, images):
+    options = {'model': self.model, 'batch_size': self.batch_size}
+    parts = [fn(self.params, i, **options) for i in streaming.blocks(images)]
+    return jnp.concatenate(parts)
 
 
 class _Saver:

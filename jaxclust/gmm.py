@@ -302,8 +302,8 @@ def run(
 
   Returns:
     The new state, and the mean log-likelihood after each step
-    `[num_steps, R]` (of no steps if num_steps is None); a run that has stopped
-    repeats its last one.
+    `[num_steps, R]` (of no steps if num_steps is None), as the state has it; a
+    run that has stopped repeats its last one.
   """
   numerics.check_features(x, state.params.means.shape[-1])
   square = None
@@ -520,6 +520,12 @@ def m_step(
   return params, repaired.sum(dtype=jnp.int32)
 
 
+def in_units(state: GMMState, scores: jax.Array) -> jax.Array:
+  """Log-likelihoods of a state or of `run` in the data's units."""
+  num_features = state.params.means.shape[-1]
+  return scores - num_features * jnp.log(state.frame.scale)
+
+
 @jax.jit
 def best(state: GMMState) -> GMMResult:
   """Returns the run of largest finite likelihood, in the data's units."""
@@ -530,8 +536,7 @@ def best(state: GMMState) -> GMMResult:
   scale_tril = params.scale_tril * state.frame.scale
   if scale_tril.shape[0] == order.shape[0]:
     scale_tril = scale_tril[order]
-  num_features = params.means.shape[1]
-  likelihoods = state.log_likelihood - num_features * jnp.log(state.frame.scale)
+  likelihoods = in_units(state, state.log_likelihood)
   return GMMResult(
     params=GMMParams(
       params.log_weights[order],

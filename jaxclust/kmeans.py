@@ -286,7 +286,8 @@ def run(
 
   Returns:
     The new state, and the inertia after each step `[num_steps, R]` (of no steps
-    if num_steps is None); a run that has stopped repeats its last one.
+    if num_steps is None), as the state has it; a run that has stopped repeats
+    its last one.
 
   Raises:
     InputError: if shapes do not fit.
@@ -401,19 +402,23 @@ def _update(state, x, sample_weight, decay, tol, *, block_size):
   return new._replace(stop_reason=reason.astype(jnp.int32))
 
 
+def in_units(state: KMeansState, scores: jax.Array) -> jax.Array:
+  """Inertias of a state or of `run` in the data's units."""
+  return scores * jnp.square(state.frame.scale)
+
+
 @jax.jit
 def best(state: KMeansState) -> KMeansResult:
   """Returns the run of least finite inertia, in the data's units."""
   index = numerics.best_finite(state.inertia)
   order = jnp.argsort(-state.counts[index], stable=True)
-  square = jnp.square(state.frame.scale)
   return KMeansResult(
     centers=state.frame.leave(state.centers[index][order]),
     counts=state.counts[index][order],
-    inertia=state.inertia[index] * square,
+    inertia=in_units(state, state.inertia[index]),
     num_steps=state.num_steps[index],
     stop_reason=state.stop_reason[index],
-    inertias=state.inertia * square,
+    inertias=in_units(state, state.inertia),
   )
 
 

@@ -413,6 +413,26 @@ def encode(
   )
 
 
+@functools.partial(jax.jit, static_argnames='model')
+def decode(params: Any, codes: jax.Array, *, model: Autoencoder) -> jax.Array:
+  """Images `[N, H, W, C]` of codes `[N, D]` by one network."""
+  return model.apply(params, codes, method='decode')
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
+def errors(
+  params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
+) -> jax.Array:
+  """Mean squared errors `[N]` of the reconstructions of images `[N, H, W, C]`
+  by one network, in batches."""
+
+  def part(images):
+    pixels = as_pixels(images)
+    return image_losses(params, pixels, pixels, model=model)
+
+  return numerics.map_blocks(part, images, batch_size)
+
+
 def as_points(images: jax.Array) -> jax.Array:
   """Pixels `[N, H W C]` of images `[N, H, W, C]`, as `as_pixels` has them."""
   return as_pixels(images).reshape(len(images), -1)

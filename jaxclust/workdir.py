@@ -151,7 +151,11 @@ def _flatten(tree, prefix=''):
 
 def write_json(path: pathlib.Path, name: str, content: Any) -> None:
   """Writes `path/name`, whole or not at all."""
-  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  write_text(path, name, json.dumps(content, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: pathlib.Path, name: str, text: str) -> None:
+  """Writes `path/name`, whole or not at all."""
   _write(path / name, lambda file: file.write(text.encode()))
 
 
@@ -209,8 +213,7 @@ def rewind_log(path: pathlib.Path, key: str, last: int, **match: Any) -> None:
   kept = [
     r for r in _read_log(path) if not _matches(r, match) or r[key] <= last
   ]
-  text = ''.join(json.dumps(r) + '\n' for r in kept)
-  _write(path / 'metrics.jsonl', lambda file: file.write(text.encode()))
+  write_text(path, 'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in kept))
 
 
 def _matches(record, match):

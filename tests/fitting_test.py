@@ -252,6 +252,33 @@ def test_what_is_not_finite_within_an_epoch_is_not_saved(tmp_path, monkeypatch):
   assert steps == [8, 9]
 
 
+def test_a_learning_rate_of_a_million_ends_a_training(tmp_path, monkeypatch):
+  monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(fitting, '_CPU_OPERATIONS', 1)  # a step a call
+  message = r'epoch 1: lower config.*learning_rate \(the checkpoint of step 1 '
+  with pytest.raises(RunError, match=message):
+    train(tmp_path, learning_rate=1e6)
+  state = training.init(fitting.draw_keys([0], fitting.INIT), MODEL)
+  course = fitting._Course(state, training.no_best(state.params))
+  step, course = workdir.restore(tmp_path, 'autoencoder', course)
+  assert step == 1
+  chex.assert_tree_all_finite(course.state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('num_images', 'batch_size'), [(1, 16), (5, 16), (21, 16), (3, 1)]
+)
+def test_an_epoch_weighs_all_images_alike(num_images, batch_size, tmp_path):
+  """Without learning, the loss of an epoch is that of its images."""
+  images = IMAGES[:num_images]
+  options = {'batch_size': batch_size, 'learning_rate': 0.0, 'num_epochs': 1}
+  train(tmp_path, images, images, **options)
+  ((_, train_loss, val_loss),) = losses(tmp_path)
+  np.testing.assert_allclose(train_loss, val_loss, rtol=1e-5)
+  assert train_loss > 0
+
+
 def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
   tmp_path, monkeypatch
 ):

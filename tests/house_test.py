@@ -19,11 +19,9 @@ from jaxclust.autoencoder import Autoencoder
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
   {'numerics'},
-  {
-    *('metrics', 'data', 'layers', 'workdir', 'seeding'),
-    *('augmentation', 'streaming', 'stopping'),
-  },
-  {'kmeans', 'autoencoder', 'report'},
+  {'metrics', 'data', 'layers', 'workdir', 'seeding'},
+  {'augmentation', 'streaming', 'stopping', 'figures'},
+  {'kmeans', 'autoencoder', 'report', 'page'},
   {'gmm', 'training'},
   {'peers', 'selection', 'keras_worker', 'fitting'},
   {'benchmark'},

@@ -149,9 +149,13 @@ def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
         shares.argmax(axis=1), arrays['test_labels']
       )
   figures = {p.name for p in (tmp_path / 'figures').iterdir()}
-  assert figures == {'confusion.png'} | (
-    set() if name == 'kmeans' else {'loss.png'}
-  )
+  expected = {'confusion.png', 'purity.png', 'sizes.png', 'convergence.png'}
+  networks = {'loss.png', 'reconstructions_worst.png'}
+  assert figures >= expected
+  assert networks & figures == (set() if name == 'kmeans' else networks)
+  page = (tmp_path / 'report.html').read_text()
+  assert f'{summary["test"]["ari"]:.4f}' in page
+  assert f'--config=configs/{name}.py:digits' in page
   records = [
     json.loads(line)
     for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
@@ -159,7 +163,11 @@ def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
   losses = [r for r in records if r['phase'] == 'autoencoder']
   assert [r['epoch'] for r in losses] == ([] if name == 'kmeans' else [1, 2])
   clusterer = 'gmm' if name == 'gmm' else 'kmeans'
-  assert [r for r in records if r['phase'] == clusterer]
+  restarts = [r['restarts'] for r in records if r['phase'] == clusterer]
+  last = np.array(restarts[-1][-1])
+  score = 'log_likelihood' if name == 'gmm' else 'inertia'
+  best = last.max() if name == 'gmm' else last.min()
+  np.testing.assert_allclose(best, summary['fit'][score], rtol=1e-4)
   config = read(tmp_path, 'config.json')
   assert config['data']['name'] == 'digits'
 

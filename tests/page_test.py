@@ -1,0 +1,250 @@
+"""The page: what is on it, and that a browser shows it."""
+
+import html.parser
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclust import figures, metrics, page
+
+CHROMIUM = next(
+  filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
+)
+QUIET = (
+  *('--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'),
+  *('--disable-background-networking', '--disable-component-update'),
+)
+SUMMARY = {
+  'experiment': 'gmm',
+  'dataset': {
+    'name': 'mine & <yours>',
+    'num_train': 60,
+    'image_shape': [6, 7, 1],
+    'digest': 'abc',
+  },
+  'seed': 3,
+  'device': 'cpu (cpu)',
+  'seconds': {'data': 0.1},
+  'versions': {'jax': '0.10'},
+  'warnings': ['k-means did not converge'],
+}
+NAMES = ('coat', '</script><b>', 'shoe')
+
+
+def findings(with_labels=True, channels=1, **changed):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (60, 6, 7, channels), np.uint8)
+  labels, classes = np.arange(60) % 4, np.arange(60) % 3
+  scores = {'train': metrics.scores(classes, labels, 4)}
+  found = page.Findings(
+    images=images,
+    points=images.reshape(60, -1) / 255,
+    labels=labels,
+    confidence=np.linspace(0, 1, 60),
+    outlier_score=np.linspace(-3, 3, 60),
+    centers=rng.random((4, 6, 7, channels)),
+    classes=classes if with_labels else None,
+    label_names=NAMES,
+    scores=scores if with_labels else {},
+    losses=[{'epoch': e, 'train_loss': 1 / e} for e in (1, 2, 3)],
+    errors=rng.random(60),
+    reconstruct=lambda images: images / 255,
+    histories=np.array([[3.0, 5.0], [2.0, 4.0], [2.0, 3.5]]),
+    score='inertia',
+  )
+  return found._replace(**changed)
+
+
+def test_components_of_a_line_and_of_a_plane():
+  line = np.arange(5.0)[:, None] * [[3.0, 4.0]]
+  found = page.principal_components(line)
+  np.testing.assert_allclose(abs(found[:, 0]), [10, 5, 0, 5, 10], atol=1e-12)
+  np.testing.assert_allclose(found[:, 1], 0, atol=1e-12)
+  turned = np.random.default_rng(0).normal(size=(50, 3)) * [9.0, 3.0, 1.0]
+  found = page.principal_components(turned)
+  assert found.var(axis=0) == pytest.approx([81, 9], rel=0.5)
+  np.testing.assert_allclose(found[:, 0] @ found[:, 1], 0, atol=1e-9)
+  flat = page.principal_components(np.arange(4.0)[:, None])
+  assert flat.shape == (4, 2)
+  np.testing.assert_array_equal(flat[:, 1], 0)
+
+
+def test_images_are_laid_out_in_rows():
+  images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+  np.testing.assert_array_equal(
+    figures.sheet(images, 2)[..., 0], [[0, 1], [2, 128]]
+  )
+  np.testing.assert_array_equal(
+    figures.sheet(images[1:], 2, gap=1)[..., 0],
+    [[1, 128, 2, 128], [128, 128, 128, 128]],
+  )
+  np.testing.assert_array_equal(
+    figures.as_bytes(np.array([-1.0, 0.2, 1.0, 7.0])), [0, 51, 255, 255]
+  )
+
+
+@pytest.mark.parametrize(
+  ('channels', 'mode'), [(1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'L')]
+)
+def test_an_image_of_any_channels_is_written(channels, mode, tmp_path):
+  figures.save_image(
+    tmp_path / 'a' / 'b.png', np.zeros((4, 5, channels), np.uint8)
+  )
+  with Image.open(tmp_path / 'a' / 'b.png') as image:
+    assert (image.mode, image.size) == (mode, (5, 4))
+
+
+def test_the_strips_of_a_cluster_are_its_first_and_last_by_order(tmp_path):
+  found = findings()
+  (section,) = [s for s in page.draw(found, tmp_path) if s.clusters]
+  card = section.clusters[2]
+  assert (card['number'], card['size']) == (2, 15)
+  members = found.images[2::4]
+  for (path, text), rows in zip(
+    card['strips'],
+    (members[:10], members[:10], members[:-11:-1]),
+    strict=True,
+  ):
+    assert text.endswith('members of cluster 2')
+    np.testing.assert_array_equal(
+      np.asarray(Image.open(path)), figures.sheet(rows, 10, gap=1)[..., 0]
+    )
+  shares = dict.fromkeys(NAMES, '33%')
+  assert card['classes'] == ', '.join(f'{k} {v}' for k, v in shares.items())
+
+
+def test_reconstructions_are_of_the_least_and_the_largest_errors(tmp_path):
+  found = findings(errors=np.arange(60.0))
+  (section,) = [s for s in page.draw(found, tmp_path) if s.title[:3] == 'Rec']
+  for (path, _), rows in zip(
+    section.strips, (found.images[:10], found.images[:-11:-1]), strict=True
+  ):
+    twice = np.concatenate([rows, rows])
+    np.testing.assert_array_equal(
+      np.asarray(Image.open(path)), figures.sheet(twice, 10, gap=1)[..., 0]
+    )
+
+
+def test_the_headline_stands_beside_what_was_published():
+  train = {'ari': 0.25, 'nmi': 0.5, 'acc': 0.75, 'purity': 1.0}
+  summary = {'train': train}
+  head, first, *_ = page.headline(summary, {'train': {'ari': 0.4}})
+  assert head == ['', 'train', 'report, train']
+  assert first[1:] == ['0.2500', '0.4000']
+  spread = {'train': dict.fromkeys(train, 0.125)}
+  summary = {'seeds': [], 'mean': summary, 'std': spread}
+  assert page.headline(summary, {})[1][1:] == ['0.2500 ± 0.1250']
+
+
+def test_without_labels_the_headline_is_what_needs_none():
+  summary = {'fit': {'bic': -123456.7, 'silhouette': 0.25, 'num_steps': 3}}
+  assert page.headline(summary, {}) == [
+    ['', 'all images'],
+    ['silhouette', '0.2500'],
+    ['BIC', '-123,457'],
+  ]
+  assert page.headline({}, {}) == []
+
+
+class Tags(html.parser.HTMLParser):
+  """The tags of a page, and what its scripts hold."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.scripts = [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_data(self, data):
+    if self.lasttag == 'script':
+      self.scripts.append(data)
+
+
+def test_a_page_holds_all_and_takes_names_as_text(tmp_path):
+  sections = page.draw(findings(), tmp_path)
+  text = page.render(SUMMARY, {'seed': 3}, sections, 'python launch.py')
+  assert 'mine &amp; &lt;yours&gt;' in text
+  found = Tags(text)
+  assert 'b' not in {tag for tag, _ in found.tags}
+  images = [attrs for tag, attrs in found.tags if tag == 'img']
+  assert all(i['src'].startswith('data:image/png') for i in images)
+  assert all(i['alt'] for i in images)
+  # Four centers, three strips each, two reconstructions, loss, purity,
+  # confusion, two maps, sizes and convergence.
+  assert len(images) == 4 + 12 + 2 + 7
+  # The images of the map are within its data.
+  assert len(list(tmp_path.glob('*.png'))) == len(images) + 1
+  data = json.loads(found.scripts[0])
+  assert data['names']['class'] == list(NAMES)
+  assert np.max(data['points']) <= 1
+  assert 'k-means did not converge' in text
+
+
+def test_a_page_without_labels_network_or_history(tmp_path):
+  found = findings(
+    with_labels=False,
+    losses=[],
+    reconstruct=None,
+    errors=None,
+    histories=np.zeros((0, 0)),
+  )
+  sections = page.draw(found, tmp_path)
+  assert [s.title for s in sections] == [
+    *('Clusters', 'Map', 'Sizes and confidence')
+  ]
+  text = page.render(SUMMARY, {}, sections)
+  assert 'by class' not in text
+
+
+def test_an_empty_cluster_has_a_center_and_no_members(tmp_path):
+  found = findings(labels=np.arange(60) % 3)
+  (section,) = [s for s in page.draw(found, tmp_path) if s.clusters]
+  assert section.clusters[3]['size'] == 0
+  assert section.clusters[3]['strips'] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium')
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('width', [400, 1400])
+def test_a_browser_shows_the_page_and_asks_for_nothing(
+  width, channels, tmp_path
+):
+  api = pytest.importorskip('playwright.sync_api')
+  sections = page.draw(findings(channels=channels), tmp_path / 'figures')
+  path = tmp_path / 'report.html'
+  path.write_text(page.render(SUMMARY, {}, sections))
+  with api.sync_playwright() as player:
+    browser = player.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    tab = browser.new_page(viewport={'width': width, 'height': 800})
+    told, asked = [], []
+    tab.on('console', lambda message: told.append(message.text))
+    tab.on('pageerror', lambda error: told.append(str(error)))
+    tab.on('request', lambda request: asked.append(request.url))
+    tab.goto(path.as_uri())
+    assert tab.evaluate('document.documentElement.scrollWidth') == width
+    broken = '[...document.images].filter(i => !i.naturalWidth).length'
+    assert tab.evaluate(broken) == 0
+    tip, box = tab.locator('.tip'), tab.locator('#map')
+    assert tip.is_hidden()
+    legend = tab.locator('#legend')
+    assert legend.inner_text().split() == ['0', '1', '2', '3']
+    for share in np.linspace(0.05, 0.95, 40):
+      frame = box.bounding_box()
+      x, y = share * frame['width'], frame['height'] / 2
+      box.hover(position={'x': x, 'y': y}, force=True)
+      if tip.is_visible():
+        break
+    assert tip.inner_text().startswith('cluster ')
+    tab.get_by_label('by class').check()
+    assert legend.inner_text().splitlines() == list(NAMES)
+    browser.close()
+  assert told == []
+  assert [url for url in asked if not url.startswith('data:')] == [
+    path.as_uri()
+  ]
