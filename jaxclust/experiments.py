@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import sys
@@ -67,6 +68,9 @@ _DISK_ERRORS = {
   errno.EROFS,
   errno.EIO,
 }
+
+# Restarts whose labels are compared with one another.
+_COMPARED = 10
 
 # Tells XLA how many devices a CPU is.
 _COUNT_FLAG = 'xla_force_host_platform_device_count'
@@ -145,7 +149,8 @@ def _run_pipeline(config, dataset, path, seconds):
   for seed, (points, encoder, told) in zip(seeds, represented, strict=True):
     options = config[name].to_dict()
     with _timed(seconds, name):
-      result = fitting.cluster(path, name, seed, points['train'], options)
+      x = points['train']
+      result, state = fitting.cluster(path, name, seed, x, options)
     with _timed(seconds, 'score'):
       clusterer = CLUSTERERS[name]
       labels = {
@@ -153,7 +158,11 @@ def _run_pipeline(config, dataset, path, seconds):
         for split, x in points.items()
       }
       num_groups = options[clusterer.groups]
-      scores = _scores(dataset, clusterer, result, labels, points, num_groups)
+      scores = _scores(dataset, clusterer, result, labels, x, num_groups)
+      if dataset.labels is None:
+        scores['fit'] |= _unlabelled_scores(
+          name, state, x, labels['train'], num_groups
+        )
       if seed == config.seed:
         _write_assignments(path, result, labels, points)
     if seed == config.seed:
@@ -327,7 +336,7 @@ def _device_and_versions():
   }
 
 
-def _scores(dataset, clusterer, result, labels, points, num_groups):
+def _scores(dataset, clusterer, result, labels, x, num_groups):
   """Scores of each split that has labels, and of the fit."""
   summary = {}
   classes = {'train': dataset.labels, 'test': dataset.test_labels}
@@ -340,8 +349,21 @@ def _scores(dataset, clusterer, result, labels, points, num_groups):
     clusterer.score: float(getattr(result, clusterer.score)),
   }
   if isinstance(result, gmm.GMMResult):
-    fit['bic'] = float(gmm.bic(result.params, points['train']))
+    fit['bic'] = float(gmm.bic(result.params, x))
   return summary | {'fit': fit}
+
+
+def _unlabelled_scores(name, state, x, labels, num_groups):
+  """How well the clusters part, and how well restarts agree on them."""
+  scores = {}
+  if num_groups > 1:
+    found = selection.silhouette(x, jnp.asarray(labels)[None], [num_groups])
+    if np.isfinite(found[0]):  # it is not where all are in one cluster
+      scores['silhouette'] = float(found[0])
+  if len(state.num_steps) > 1:
+    some = itertools.islice(fitting.labelings(name, state, x), _COMPARED)
+    scores['stability'] = selection.stability(list(some))
+  return scores
 
 
 def _write_assignments(path, result, labels, points):

@@ -11,7 +11,7 @@ import functools
 import pathlib
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +116,7 @@ def draw_keys(seeds: Sequence[int], purpose: int) -> jax.Array:
 
 def cluster(
   path: pathlib.Path, name: str, seed: int, x: jax.Array, options: dict
-) -> Any:
+) -> tuple[Any, Any]:
   """Steps all restarts until they stop.
 
   Args:
@@ -127,7 +127,7 @@ def cluster(
     options: of the clusterer's `fit`.
 
   Returns:
-    The best restart's result.
+    The best restart's result, and the state of them all.
   """
   clusterer = CLUSTERERS[name]
   module = clusterer.module
@@ -163,7 +163,17 @@ def cluster(
     saver.save(step, state, final=True)
   result = module.best(state)
   module.warn(result)
-  return result
+  return result, state
+
+
+def labelings(name: str, state: Any, x: jax.Array) -> Iterator[np.ndarray]:
+  """The labels `[N]` of the points by each restart of a state of `cluster`."""
+  clusterer = CLUSTERERS[name]
+  runs = {k: v for k, v in state._asdict().items() if k != 'frame'}
+  for run in range(len(state.num_steps)):
+    alone = jax.tree.map(lambda a: a[run : run + 1], runs)  # noqa: B023
+    result = clusterer.module.best(state._replace(**alone))
+    yield np.asarray(clusterer.predict(result, x))
 
 
 def _rounded(scores):

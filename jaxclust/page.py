@@ -13,24 +13,10 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from jaxclust import figures
+from jaxclust import figures, report
 
 # Pictures of a strip, images on the map, and the longest side of one there.
 _STRIP, _MAP_IMAGES, _MAP_SIDE = 10, 1500, 32
-
-_SCORES = {
-  'ari': 'ARI, adjusted Rand index',
-  'nmi': 'NMI, normalized mutual information',
-  'acc': 'ACC, matched one to one',
-  'purity': 'purity',
-}
-_FIT_SCORES = {
-  'silhouette': 'silhouette',
-  'stability': 'stability of the restarts (ARI)',
-  'bic': 'BIC',
-  'log_likelihood': 'log-likelihood of an image',
-  'inertia': 'inertia',
-}
 
 
 class Findings(NamedTuple):
@@ -302,40 +288,10 @@ def render(
   return environment.get_template('page.html').render(
     summary=summary,
     config=json.dumps(config, indent=2),
-    headline=headline(summary, config.get('reference') or {}),
+    headline=report.headline(summary, config.get('reference') or {}),
     sections=sections,
     command=command,
   )
-
-
-def headline(summary: dict, reference: dict) -> list[list[str]]:
-  """The rows of the table at the top, of which the first is its head."""
-  means, spreads = summary.get('mean', summary), summary.get('std', {})
-  splits = [s for s in ('train', 'test') if s in means]
-  if not splits:
-    fit, spread = means.get('fit', {}), spreads.get('fit', {})
-    rows = [
-      [title, _number(fit[name], spread.get(name))]
-      for name, title in _FIT_SCORES.items()
-      if name in fit
-    ]
-    return [['', 'all images'], *rows] if rows else []
-  published = [s for s in splits if s in reference]
-  rows = [['', *splits, *(f'report, {s}' for s in published)]]
-  for name, title in _SCORES.items():
-    own = [
-      _number(means[s][name], spreads.get(s, {}).get(name)) for s in splits
-    ]
-    theirs = [_number(reference[s].get(name)) for s in published]
-    rows.append([title, *own, *theirs])
-  return rows
-
-
-def _number(value, spread=None):
-  if value is None:
-    return ''
-  text = f'{value:.4f}' if abs(value) < 10 else f'{value:,.6g}'
-  return text if spread is None else f'{text} ± {spread:.4f}'
 
 
 def _data_uri(path):

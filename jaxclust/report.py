@@ -1,6 +1,7 @@
 """What a person sees of a run: progress, the closing tables."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,7 +11,19 @@ import rich.console
 import rich.progress
 import rich.table
 
-_SCORES = {'ari': 'ARI', 'nmi': 'NMI', 'acc': 'ACC', 'purity': 'purity'}
+_SCORES = {
+  'ari': 'ARI, adjusted Rand index',
+  'nmi': 'NMI, normalized mutual information',
+  'acc': 'ACC, matched one to one',
+  'purity': 'purity',
+}
+_FIT_SCORES = {
+  'silhouette': 'silhouette',
+  'stability': 'stability, ARI of the restarts',
+  'bic': 'BIC',
+  'log_likelihood': 'log-likelihood of an image',
+  'inertia': 'inertia',
+}
 
 
 def say(text: str) -> None:
@@ -59,45 +72,70 @@ def _lines(phase, total):
   return show
 
 
-def closing_table(summary: dict, reference: dict) -> None:
-  """Prints the scores of both splits beside those of the report.
+def headline(summary: dict, reference: dict) -> list[list[str]]:
+  """The scores of a run beside those of the report, as text.
 
   Args:
     summary: with 'train' and 'test' scores as `metrics.scores` gives them,
-      where there are labels; of several 'seeds' with their 'mean' and 'std'.
+      where there are labels, and those of the 'fit'; of several 'seeds' with
+      their 'mean' and 'std'.
     reference: such scores as published, or what there is of them.
+
+  Returns:
+    The rows of a table, of which the first is its head; without labels, of what
+    needs none.
   """
-  splits = [s for s in ('train', 'test') if s in summary]
-  if not splits:
-    say('no labels: there is nothing to compare the clusters with')
-    return
-  title = summary['experiment']
-  if 'seeds' in summary:
-    title += f', {len(summary["seeds"])} seeds'
   means, spreads = summary.get('mean', summary), summary.get('std', {})
-  columns = [(s, means[s], spreads.get(s, {})) for s in splits]
-  columns += [
-    (f'report {s}', reference[s], {}) for s in splits if s in reference
-  ]
-  table = rich.table.Table(box=rich.box.SIMPLE)
-  table.add_column(title)
-  for heading, *_ in columns:
-    table.add_column(heading, justify='right')
-  for key, name in _SCORES.items():
-    cells = [(scores.get(key), std.get(key)) for _, scores, std in columns]
-    table.add_row(name, *(_number(*cell) for cell in cells))
-  table.add_section()
-  purities = [sorted(s.get('cluster_purity', ())) for _, s, _ in columns]
-  for rank in range(max(len(p) for p in purities)):
-    cells = [p[-1 - rank] if rank < len(p) else None for p in purities]
-    table.add_row(f'purity, rank {rank + 1}', *map(_number, cells))
-  rich.console.Console().print(table)
+  splits = [s for s in ('train', 'test') if s in means]
+  if not splits:
+    fit, spread = means.get('fit', {}), spreads.get('fit', {})
+    rows = [
+      [title, _number(fit[name], spread.get(name))]
+      for name, title in _FIT_SCORES.items()
+      if name in fit
+    ]
+    return [['', 'all images'], *rows] if rows else []
+  published = [s for s in splits if s in reference]
+  rows = [['', *splits, *(f'report, {s}' for s in published)]]
+  for name, title in _SCORES.items():
+    own = [
+      _number(means[s][name], spreads.get(s, {}).get(name)) for s in splits
+    ]
+    theirs = [_number(reference[s].get(name)) for s in published]
+    rows.append([title, *own, *theirs])
+  return rows
 
 
 def _number(value, spread=None):
   if value is None:
     return ''
-  return f'{value:.4f}' if spread is None else f'{value:.3f} ± {spread:.3f}'
+  text = f'{value:.4f}' if abs(value) < 10 else f'{value:,.6g}'
+  return text if spread is None else f'{text} ± {spread:.4f}'
+
+
+def closing_table(summary: dict, reference: dict) -> None:
+  """Prints the headline, and the sorted purities where there are labels."""
+  head, *rows = headline(summary, reference) or [[]]
+  title = summary['experiment']
+  if 'seeds' in summary:
+    title += f', {len(summary["seeds"])} seeds'
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  for i, heading in enumerate(head):
+    table.add_column(heading or title, justify='right' if i else 'left')
+  for row in rows:
+    table.add_row(*row)
+  means = summary.get('mean', summary)
+  splits = [
+    scores[split]['cluster_purity']
+    for scores in (means, reference)
+    for split in ('train', 'test')
+    if split in means and split in scores
+  ]
+  table.add_section()
+  purities = [sorted(purity, reverse=True) for purity in splits]
+  for rank, cells in enumerate(itertools.zip_longest(*purities), start=1):
+    table.add_row(f'purity, rank {rank}', *map(_number, cells))
+  rich.console.Console().print(table)
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
   {'numerics'},
   {'metrics', 'data', 'layers', 'workdir', 'seeding'},
-  {'augmentation', 'streaming', 'stopping', 'figures'},
-  {'kmeans', 'autoencoder', 'report', 'page'},
+  {'augmentation', 'streaming', 'stopping', 'figures', 'report'},
+  {'kmeans', 'autoencoder', 'page'},
   {'gmm', 'training'},
   {'peers', 'selection', 'keras_worker', 'fitting'},
   {'benchmark'},

@@ -427,9 +427,13 @@ def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
   np.savez(tmp_path / 'mine.npz', images=images)
   flags = [f'--config.data.name={tmp_path}/mine.npz', *SMALL['ae_kmeans']]
   assert run('ae_kmeans', tmp_path / 'run', *flags) == 0
-  assert 'no labels' in capfd.readouterr().out
+  out = capfd.readouterr().out
+  assert 'silhouette' in out
+  assert 'ARI of the restarts' in out
   summary = read(tmp_path / 'run')
   assert not {'train', 'test'} & summary.keys()
+  assert -1 < summary['fit']['silhouette'] < 1
+  assert -0.5 < summary['fit']['stability'] <= 1
   assert summary['dataset']['image_shape'] == [6, 7, 1]
 
 

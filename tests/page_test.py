@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclust import figures, metrics, page
+from jaxclust import figures, metrics, page, report
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
@@ -131,22 +131,22 @@ def test_reconstructions_are_of_the_least_and_the_largest_errors(tmp_path):
 def test_the_headline_stands_beside_what_was_published():
   train = {'ari': 0.25, 'nmi': 0.5, 'acc': 0.75, 'purity': 1.0}
   summary = {'train': train}
-  head, first, *_ = page.headline(summary, {'train': {'ari': 0.4}})
+  head, first, *_ = report.headline(summary, {'train': {'ari': 0.4}})
   assert head == ['', 'train', 'report, train']
   assert first[1:] == ['0.2500', '0.4000']
   spread = {'train': dict.fromkeys(train, 0.125)}
   summary = {'seeds': [], 'mean': summary, 'std': spread}
-  assert page.headline(summary, {})[1][1:] == ['0.2500 ± 0.1250']
+  assert report.headline(summary, {})[1][1:] == ['0.2500 ± 0.1250']
 
 
 def test_without_labels_the_headline_is_what_needs_none():
   summary = {'fit': {'bic': -123456.7, 'silhouette': 0.25, 'num_steps': 3}}
-  assert page.headline(summary, {}) == [
+  assert report.headline(summary, {}) == [
     ['', 'all images'],
     ['silhouette', '0.2500'],
     ['BIC', '-123,457'],
   ]
-  assert page.headline({}, {}) == []
+  assert report.headline({}, {}) == []
 
 
 class Tags(html.parser.HTMLParser):
