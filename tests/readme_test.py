@@ -26,6 +26,13 @@ def test_the_commands_name_files_and_extras_that_exist():
     assert extra in project['optional-dependencies']
 
 
-@pytest.mark.parametrize('name', re.findall(r'`(\w+_test)`', README))
-def test_what_holds_a_promise_exists(name):
-  assert (ROOT / 'tests' / f'{name}.py').is_file()
+PROMISES = re.findall(r'`(\w+_test)(?: -k "?(.*?)"?)?`', README)
+
+
+@pytest.mark.parametrize(('name', 'keywords'), PROMISES)
+def test_what_holds_a_promise_exists(name, keywords):
+  """As `pytest tests/<name>.py -k <keywords>` would find it."""
+  source = (ROOT / 'tests' / f'{name}.py').read_text()
+  tests = re.findall(r'(?:def|class) (test_\w+|\w+Test)\b', source)
+  for keyword in keywords.split(' or '):
+    assert any(keyword in test for test in tests), keyword
