@@ -41,6 +41,8 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
       'tol': 1e-4,
     }
   )
+  config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
+  config.tensorboard = False
   # What the report publishes; it calls the adjusted Rand index its accuracy.
   config.reference = ConfigDict()
   if variant == 'digits':

@@ -45,6 +45,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
       },
     }
   )
+  config.tensorboard = False
   if variant == 'digits':
     config.benchmark.kmeans.many_clusters = 50
     config.benchmark.mixtures.dims = (16, 32, 32, 32, 32)

@@ -41,6 +41,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
       'reg': 1e-2,
     }
   )
+  config.tensorboard = False
   if variant == 'digits':
     config.autoencoder.features = (16, 8)
     config.training.num_epochs = 100

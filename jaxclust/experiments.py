@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from jaxclust import (
   autoencoder,
   benchmark,
+  board,
   data,
   figures,
   fitting,
@@ -115,7 +116,7 @@ def run(
   _use_all_cores()
   seconds = {}
   with _recorded_warnings() as messages:
-    with _timed(seconds, 'data'):
+    with _timed(seconds, 'data'), report.working('data'):
       dataset = data.load(**config.data)
     _check(config, dataset)
     if directory is None:
@@ -127,7 +128,10 @@ def run(
       )
       experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
-      with _telling_how_to_go_on(path):
+      with contextlib.ExitStack() as stack:
+        stack.enter_context(_telling_how_to_go_on(path))
+        if config.tensorboard:
+          stack.enter_context(board.mirror(path))
         found, sections = experiment.run(config, dataset, path, seconds)
         summary |= found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
@@ -151,7 +155,7 @@ def _run_pipeline(config, dataset, path, seconds):
     with _timed(seconds, name):
       x = points['train']
       result, state = fitting.cluster(path, name, seed, x, options)
-    with _timed(seconds, 'score'):
+    with _timed(seconds, 'score'), report.working('score'):
       clusterer = CLUSTERERS[name]
       labels = {
         split: np.asarray(clusterer.predict(result, x))
@@ -166,11 +170,11 @@ def _run_pipeline(config, dataset, path, seconds):
       if seed == config.seed:
         _write_assignments(path, result, labels, points)
     if seed == config.seed:
-      with _timed(seconds, 'figures'):
+      with _timed(seconds, 'figures'), report.working('figures'):
         findings = _find(
           dataset, path, name, seed, result, labels, points, encoder, scores
         )
-        sections = page.draw(findings, path / 'figures')
+        sections = page.draw(findings, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **told})
   first = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
@@ -215,7 +219,7 @@ def _run_sweep(config, dataset, path, seconds):
       workdir.log(path, phase='sweep', **record)
       records.append(record)
       show(len(records), f'{record["num_clusters"]} clusters')
-  with _timed(seconds, 'silhouette'):
+  with _timed(seconds, 'silhouette'), report.working('silhouette'):
     scores = selection.silhouette(x, jnp.stack(labels), counts)
     for record, score in zip(records, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
@@ -283,7 +287,7 @@ def _represent(config, dataset, encoded, seeds, path, seconds):
       path, model, splits['train'], splits.get('test'), seeds, options
     )
   for run, record in enumerate(records):
-    with _timed(seconds, 'encode'):
+    with _timed(seconds, 'encode'), report.working('encode'):
       encoder = fitting.Encoder(
         model,
         jax.tree.map(lambda a: a[run], params),  # noqa: B023
@@ -435,11 +439,14 @@ def _check(config, dataset):
       f'config.seed is {config.seed}: it must be at least 0, and of '
       f'{num_seeds} seeds from there on the last below 2**32'
     )
+  if config.tensorboard:
+    board.check()
   EXPERIMENTS[config.experiment].check(config, dataset)
 
 
 def _check_pipeline(config, dataset):
   encoded, name = PIPELINES[config.experiment]
+  page.check_embedding(config.embedding)
   num_features = _check_points(config, dataset, encoded)
   run_options, start_options = fitting.split_options(config[name].to_dict())
   module = CLUSTERERS[name].module

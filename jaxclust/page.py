@@ -5,6 +5,7 @@ on the map.
 """
 
 import base64
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import jinja2
 import numpy as np
 
 from jaxclust import figures, report
+from jaxclust.numerics import InputError
 
 # Pictures of a strip, images on the map, and the longest side of one there.
 _STRIP, _MAP_IMAGES, _MAP_SIDE = 10, 1500, 32
@@ -49,15 +51,35 @@ class Section(NamedTuple):
   map: dict | None = None  # see `_map`
 
 
-def draw(findings: Findings, folder: pathlib.Path) -> list[Section]:
-  """Draws all pictures of a run as PNGs into a folder, and orders them."""
+def check_embedding(embedding: str) -> None:
+  """Checks the name of an embedding, and that there is what it needs.
+
+  Raises:
+    InputError: if there is not.
+  """
+  if embedding not in EMBEDDINGS:
+    raise InputError(
+      f'embedding is {embedding!r}: it must be one of {", ".join(EMBEDDINGS)}'
+    )
+  if embedding == 'tsne' and importlib.util.find_spec('openTSNE') is None:
+    raise InputError(
+      "embedding is 'tsne', and there is no openTSNE: "
+      "pip install '.[tsne]', or take 'pca'"
+    )
+
+
+def draw(
+  findings: Findings, folder: pathlib.Path, embedding: str = 'pca'
+) -> list[Section]:
+  """Draws all pictures of a run as PNGs into a folder, and orders them; the map
+  by principal components, and by another of `EMBEDDINGS` if one is named."""
   names = class_names(findings)
   sections = [
     _training(findings, folder),
     _reconstructions(findings, folder),
     _agreement(findings, folder),
     _clusters(findings, names, folder),
-    _map(findings, names, folder),
+    _map(findings, names, folder, embedding),
     _sizes(findings, folder),
     _convergence(findings, folder),
   ]
@@ -188,38 +210,43 @@ def _commonest(names, members):
   return ', '.join(f'{names[i]} {s:.0%}' for i, s in shares if s >= 0.005)
 
 
-def _map(findings, names, folder):
+def _map(findings, names, folder, embedding):
   """A section whose `map` holds what the page's script needs."""
   count = min(_MAP_IMAGES, len(findings.images))
   rows = np.linspace(0, len(findings.images) - 1, count).astype(int)
-  points = principal_components(np.asarray(findings.points[rows]))
+  x = np.asarray(findings.points[rows])
   groups = {'cluster': findings.labels[rows]}
   titles = {'cluster': [str(k) for k in range(len(findings.centers))]}
   if names is not None:
     groups['class'], titles['class'] = names[0][rows], names[1]
-  charts = []
-  for name, values in groups.items():
-    path = folder / f'map_{name}.png'
-    figures.scatter(path, points, values, titles[name])
-    charts.append((path, f'images colored by {name}'))
+  charts, places = [], {}
+  for place in dict.fromkeys(('pca', embedding)):
+    points = EMBEDDINGS[place](x)
+    for name, values in groups.items():
+      path = folder / f'map_{place}_{name}.png'
+      figures.scatter(path, points, values, titles[name])
+      charts.append((path, f'map by {place}, colored by {name}'))
+    low, high = points.min(axis=0), points.max(axis=0)
+    span = np.maximum(high - low, 1e-30).max()
+    places[place] = np.round((points - low) / span, 4).tolist()
   step = -(-max(findings.images.shape[1:3]) // _MAP_SIDE)
   images = findings.images[rows][:, ::step, ::step]
   columns = int(np.ceil(np.sqrt(count)))
   sheet = folder / 'map_images.png'
   figures.save_image(sheet, figures.sheet(images, columns))
-  low, high = points.min(axis=0), points.max(axis=0)
-  places = (points - low) / np.maximum(high - low, 1e-30).max()
   return Section(
     'Map',
     f'{count:,} of the images by the first two principal components of what '
-    'was clustered; point at one to see it.',
+    'was clustered'
+    + (', or by t-SNE' if 'tsne' in places else '')
+    + '; point at one to see it.',
     charts=charts,
     map={
       'sheet': _data_uri(sheet),
       'columns': columns,
       'height': images.shape[1],
       'width': images.shape[2],
-      'points': np.round(places, 4).tolist(),
+      'places': places,
       'groups': {name: values.tolist() for name, values in groups.items()},
       'names': titles,
       'colors': {
@@ -237,6 +264,20 @@ def principal_components(x: np.ndarray) -> np.ndarray:
   left, values, _ = np.linalg.svd(x, full_matrices=False)
   found = (left * values)[:, :2]
   return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+
+
+def _neighbors(x):
+  """Coordinates `[n, 2]` by t-SNE (van der Maaten & Hinton, 2008, Visualizing
+  Data using t-SNE), which keeps neighbors together."""
+  import openTSNE
+
+  perplexity = min(30.0, (len(x) - 1) / 3)
+  fitted = openTSNE.TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit(x)
+  return np.asarray(fitted)
+
+
+# Ways to lay points out on the map.
+EMBEDDINGS = {'pca': principal_components, 'tsne': _neighbors}
 
 
 def _sizes(findings, folder):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +18,8 @@ _SCORES = {
   'acc': 'ACC, matched one to one',
   'purity': 'purity',
 }
+_SECONDS_OF_SILENCE = 2
+
 _FIT_SCORES = {
   'silhouette': 'silhouette',
   'stability': 'stability, ARI of the restarts',
@@ -51,12 +54,40 @@ def progress(phase: str, total: int) -> Iterator[Callable[[int, str], None]]:
     rich.progress.TextColumn('{task.description}'),
     rich.progress.BarColumn(),
     rich.progress.MofNCompleteColumn(),
+    rich.progress.TaskProgressColumn('', show_speed=True),
     rich.progress.TimeRemainingColumn(),
     rich.progress.TextColumn('{task.fields[text]}'),
   )
   with rich.progress.Progress(*columns) as bar:
     task = bar.add_task(phase, total=total, text='')
     yield lambda done, text: bar.update(task, completed=done, text=text)
+
+
+@contextlib.contextmanager
+def working(phase: str) -> Iterator[None]:
+  """Tells that a phase goes on whose end is not known, if it takes longer than
+  two seconds: a clock on a terminal, a line in a pipe."""
+  console = rich.console.Console()
+  if console.is_terminal:
+    shown = rich.progress.Progress(
+      rich.progress.SpinnerColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.TimeElapsedColumn(),
+      transient=True,
+    )
+    shown.add_task(phase, total=None)
+    start, stop = shown.start, shown.stop
+  else:
+    start, stop = (lambda: say(f'{phase} ...')), (lambda: None)
+  timer = threading.Timer(_SECONDS_OF_SILENCE, start)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+    timer.join()
+    stop()
 
 
 def _lines(phase, total):

@@ -21,7 +21,7 @@ LAYERS = [
   {'numerics'},
   {'metrics', 'data', 'layers', 'workdir', 'seeding'},
   {'augmentation', 'streaming', 'stopping', 'figures', 'report'},
-  {'kmeans', 'autoencoder', 'page'},
+  {'kmeans', 'autoencoder', 'page', 'board'},
   {'gmm', 'training'},
   {'peers', 'selection', 'keras_worker', 'fitting'},
   {'benchmark'},

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxclust import figures, metrics, page, report
+from jaxclust.numerics import InputError
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
@@ -70,6 +71,37 @@ def test_components_of_a_line_and_of_a_plane():
   flat = page.principal_components(np.arange(4.0)[:, None])
   assert flat.shape == (4, 2)
   np.testing.assert_array_equal(flat[:, 1], 0)
+
+
+def test_neighbors_stay_together():
+  pytest.importorskip('openTSNE')
+  rng = np.random.default_rng(0)
+  centers = 50 * np.eye(3, 8).repeat(20, 0)
+  x = (centers + rng.normal(size=centers.shape)).astype(np.float32)
+  found = page.EMBEDDINGS['tsne'](x)
+  assert found.shape == (60, 2)
+  means = found.reshape(3, 20, 2).mean(axis=1)
+  nearest = np.linalg.norm(found[:, None] - means[None], axis=2).argmin(axis=1)
+  np.testing.assert_array_equal(nearest, np.arange(3).repeat(20))
+  np.testing.assert_array_equal(page.EMBEDDINGS['tsne'](x), found)
+
+
+def test_an_embedding_that_cannot_be_had_is_named(monkeypatch):
+  with pytest.raises(InputError, match=r"embedding is 'umap': .* pca, tsne"):
+    page.check_embedding('umap')
+  monkeypatch.setattr(page.importlib.util, 'find_spec', lambda name: None)
+  page.check_embedding('pca')
+  with pytest.raises(InputError, match=r"pip install '\.\[tsne\]'"):
+    page.check_embedding('tsne')
+
+
+def test_a_page_offers_both_embeddings(tmp_path):
+  pytest.importorskip('openTSNE')
+  sections = page.draw(findings(), tmp_path, 'tsne')
+  text = page.render(SUMMARY, {}, sections)
+  assert list(json.loads(Tags(text).scripts[0])['places']) == ['pca', 'tsne']
+  assert 'value="tsne"' in text
+  assert (tmp_path / 'map_tsne_class.png').is_file()
 
 
 def test_images_are_laid_out_in_rows():
@@ -181,7 +213,7 @@ def test_a_page_holds_all_and_takes_names_as_text(tmp_path):
   assert len(list(tmp_path.glob('*.png'))) == len(images) + 1
   data = json.loads(found.scripts[0])
   assert data['names']['class'] == list(NAMES)
-  assert np.max(data['points']) <= 1
+  assert np.max(data['places']['pca']) == 1
   assert 'k-means did not converge' in text
 
 
