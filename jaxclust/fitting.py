@@ -442,9 +442,12 @@ def _trained(path, course, seeds, plan):
   epochs = course.best.epoch if plan.patience else last
   records = [
     next(
-      record
-      for record in workdir.read_log(path, phase='autoencoder', seed=seed)
-      if record['epoch'] == epoch
+      (
+        record
+        for record in workdir.read_log(path, phase='autoencoder', seed=seed)
+        if record['epoch'] == epoch
+      ),
+      {'epoch': epoch},  # the log is a file, which someone may have lost
     )
     for seed, epoch in zip(seeds, np.asarray(epochs).tolist(), strict=True)
   ]

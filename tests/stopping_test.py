@@ -12,6 +12,18 @@ from jaxclust import stopping
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def run(code):
+  """What a process of its own does with some code."""
+  return subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+
+
 def send(number):
   signal.raise_signal(number)
 
@@ -111,14 +123,7 @@ def test_a_second_ctrl_c_ends_at_once(first):
   """Even where no step of Python comes any more."""
   last = 'signal.pthread_kill(threading.main_thread().ident, 2)'
   code = STUBBORN.format(first=int(first), last=last)
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    check=False,
-  )
+  done = run(code)
   assert (done.returncode, done.stdout) == (130, 'goes on\n')
 
 
@@ -135,14 +140,7 @@ with stopping.listening(), stopping.postponed():
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_who_does_not_end_in_time_is_ended(number):
-  done = subprocess.run(
-    [sys.executable, '-c', DEAF.format(number=int(number))],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    check=False,
-  )
+  done = run(DEAF.format(number=int(number)))
   assert done.returncode == 128 + number
   assert done.stderr == f'error: stopped by {number.name}\n'
 
@@ -170,12 +168,5 @@ with stopping.listening(), stopping.postponed():
 
 
 def test_a_save_that_takes_longer_is_waited_for():
-  done = subprocess.run(
-    [sys.executable, '-c', BUSY],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    check=False,
-  )
+  done = run(BUSY)
   assert (done.returncode, done.stdout) == (143, 'saved\n')
