@@ -106,11 +106,9 @@ def run(
       not do the same; and for an error that nobody expected, whose traceback
       is kept in the run directory.
   """
-  if directory is not None:
-    workdir.check(directory, config.to_dict())
-    if workdir.is_finished(directory):
-      report.say('already finished')
-      return pathlib.Path(directory)
+  if directory is not None and workdir.check(directory, config.to_dict()):
+    report.say('already finished')
+    return pathlib.Path(directory)
   _keep_freed_memory()
   _keep_programs()
   _use_all_cores()

@@ -48,19 +48,24 @@ def new_path(name: str) -> pathlib.Path:
   return path
 
 
-def check(path: pathlib.Path, config: dict) -> None:
+def check(path: pathlib.Path, config: dict) -> bool:
   """Looks whether a run directory could be claimed, and touches nothing.
+
+  Returns:
+    Whether its run is finished, so that there is nothing to claim it for.
 
   Raises:
     InputError: as `claim` does, but for a run that works in it.
   """
   path = pathlib.Path(path).absolute()
+  if _check_config(path, config) and is_finished(path):
+    return True
   place = next(p for p in (path, *path.parents) if p.exists())
   if not place.is_dir():
     raise _unwritable(path, f'{place} is a file')
   if not os.access(place, os.W_OK | os.X_OK):
     raise _unwritable(path, f'{place} is read-only')
-  _check_config(path, config)
+  return False
 
 
 def is_finished(path: pathlib.Path) -> bool:
@@ -123,7 +128,7 @@ def _check_config(path, config):
   """Whether a directory is that of a config; raises if it is another's."""
   try:
     old = parse_object((path / 'config.json').read_bytes())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return False
   except (OSError, ValueError) as error:
     raise InputError(

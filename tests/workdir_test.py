@@ -108,6 +108,11 @@ def test_a_read_only_directory_is_seen_before_anything_is_done(
   monkeypatch.setattr(os, 'access', lambda place, mode: place != tmp_path)
   with pytest.raises(InputError, match='is read-only'):
     workdir.check(tmp_path / 'a' / 'run', {})
+  for name in ('config.json', 'summary.json'):
+    with pytest.raises(InputError, match='is read-only'):
+      workdir.check(tmp_path, {})
+    workdir.write_json(tmp_path, name, {})
+  assert workdir.check(tmp_path, {})
 
 
 def test_a_look_leaves_no_trace(tmp_path):
