@@ -17,7 +17,9 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config = ConfigDict()
   config.experiment = 'benchmark'
   config.seed = 0
-  config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
+  config.data = ConfigDict(
+    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+  )
   config.benchmark = ConfigDict(
     {
       # And 'layers': each layer of the network alone, without peers.

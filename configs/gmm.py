@@ -12,7 +12,9 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config.experiment = 'gmm'
   config.seed = 0
   config.num_seeds = 1  # runs, with seeds from there on
-  config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
+  config.data = ConfigDict(
+    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+  )
   config.autoencoder = ConfigDict({'features': (16, 8, 8)})
   config.training = ConfigDict(
     {

@@ -15,7 +15,9 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config.experiment = 'kmeans'
   config.seed = 0
   config.num_seeds = 1  # runs, with seeds from there on
-  config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
+  config.data = ConfigDict(
+    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+  )
   config.kmeans = ConfigDict(
     {
       'num_clusters': 10,

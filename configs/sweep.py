@@ -12,7 +12,9 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   config = ConfigDict()
   config.experiment = 'sweep'
   config.seed = 0
-  config.data = ConfigDict({'name': variant, 'dir': '', 'raw_dir': ''})
+  config.data = ConfigDict(
+    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+  )
   config.encode = True  # by an autoencoder; False for pixels
   config.autoencoder = ConfigDict({'features': (16, 8, 8)})
   config.training = ConfigDict(

@@ -1,4 +1,4 @@
-"""Image sets as arrays: by name, from an .npz file or from a folder of images.
+"""Image sets as arrays: by name, from an .npz or .npy file or from a folder.
 
 A set of tensorflow-datasets (TFDS) is prepared once, as TFDS does it but
 without TensorFlow, and read through TFDS in its row order, which is the same on
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxclust.numerics import InputError, one_line
+from jaxclust.numerics import InputError, check_count, one_line
 
 # Sets that share the four files, and the builder, of MNIST.
 _FAMILY = ('fashion_mnist', 'kmnist', 'mnist')
@@ -49,14 +49,15 @@ class Dataset(NamedTuple):
   """An image set; labels and a test split only where the source has them."""
 
   name: str
-  images: np.ndarray  # [N, H, W, C] uint8, or float32 from an .npz
+  images: np.ndarray  # [N, H, W, C] uint8, or float32 from an .npz or .npy
   labels: np.ndarray | None = None  # [N]
   test_images: np.ndarray | None = None  # [M, H, W, C]
   test_labels: np.ndarray | None = None  # [M]
   label_names: tuple[str, ...] = ()  # label i is called label_names[i]
+  files: tuple[str, ...] = ()  # of the images in a folder, as paths below it
 
 
-def load(name, *, dir=None, raw_dir=None):
+def load(name, *, dir=None, raw_dir=None, size=None):
   """Loads an image set.
 
   Args:
@@ -64,11 +65,13 @@ def load(name, *, dir=None, raw_dir=None):
       test split), 'fashion_mnist', 'mnist', 'kmnist', any image set that TFDS
       has prepared under `dir` ('cifar10', 'emnist/letters'), the path of an
       .npz with `images` and, if there are any, `labels`, `test_images` and
-      `test_labels`, or the path of a folder of PNG or JPEG images, whose
-      sub-folders, if there are any, are the labels.
+      `test_labels`, the path of an .npy of images, or the path of a folder of
+      PNG or JPEG images, whose sub-folders, if there are any, are the labels.
     dir: TFDS's folder; by default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
     raw_dir: folder with the four original files of a set of the MNIST family,
       by default $JAXCLUST_RAW_DIR; without them they are downloaded.
+    size: (height, width), or a number for both, to which images of another size
+      are resized; None or () keeps all as they are.
 
   Returns:
     A Dataset.
@@ -79,21 +82,22 @@ def load(name, *, dir=None, raw_dir=None):
   data_dir = dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   data_dir = Path(data_dir).expanduser()
   path = Path(name).expanduser()
+  size = _as_size(size)
   if name == 'digits':
-    return _checked(_digits())
-  if path.suffix == '.npz':
-    return _from_npz(name, path)
+    return _checked(_digits(), size)
+  if path.suffix in ('.npz', '.npy'):
+    return _from_file(name, path, size)
   folder = _find_prepared(data_dir, name)
   if folder is None and name in _FAMILY:
     folder = _prepare(
       name, data_dir, raw_dir or os.environ.get('JAXCLUST_RAW_DIR')
     )
   if folder is not None:
-    return _from_prepared(name, folder)
+    return _from_prepared(name, folder, size)
   if name and path.is_dir():
-    return _checked(_from_folder(name, path))
+    return _checked(_from_folder(name, path, size), size)
   if path.is_file():
-    return _from_npz(name, path)
+    return _from_file(name, path, size)
   raise InputError(_unknown(name, data_dir))
 
 
@@ -128,19 +132,38 @@ def _check_size(path, size):
     )
 
 
-def _checked(dataset):
+def _as_size(size):
+  """Returns (height, width), or None where nothing is to be resized."""
+  if size is None or size == ():
+    return None
+  sides = size if isinstance(size, tuple | list) else (size,)
+  for side in sides:
+    check_count('each of config.data.size', side)
+  if len(sides) > 2:
+    raise InputError(
+      f'config.data.size is {size!r}: it must be (height, width), or one '
+      'number for both'
+    )
+  return sides[0], sides[-1]
+
+
+def _checked(dataset, size):
   """Returns a dataset as its type promises it, or raises an InputError."""
-  name, images, labels, test_images, test_labels, _ = dataset
-  images = _checked_images(f'images of {name}', images)
-  _check_labels(f'labels of {name}', labels, images)
+  name = dataset.name
+  images = _checked_images(f'images of {name}', dataset.images)
+  images = _resized(name, images, size)
+  _check_labels(f'labels of {name}', dataset.labels, images)
+  test_images = dataset.test_images
   if test_images is not None:
     test_images = _checked_images(f'test_images of {name}', test_images)
+    test_images = _resized(name, test_images, size)
     if test_images.shape[1:] != images.shape[1:]:
       raise InputError(
         f'test_images of {name} are {test_images.shape[1:]} each, but images '
-        f'{images.shape[1:]}: give both splits one size'
+        f'{images.shape[1:]}: give both splits the same channels, and one size '
+        'with --config.data.size=(H, W)'
       )
-  _check_labels(f'test_labels of {name}', test_labels, test_images)
+  _check_labels(f'test_labels of {name}', dataset.test_labels, test_images)
   return dataset._replace(images=images, test_images=test_images)
 
 
@@ -173,6 +196,33 @@ def _checked_images(what, images):
   return images if images.ndim == 4 else images[..., None]
 
 
+def _resized(name, images, size):
+  """Returns images `[N, H, W, C]` in a size, as they are if that is None."""
+  if size in (None, images.shape[1:3]):
+    return images
+  shape = (len(images), *size, images.shape[3])
+  _check_size(name, math.prod(shape) * images.dtype.itemsize)
+  resized = np.empty(shape, images.dtype)
+  for row, image in enumerate(images):
+    resized[row] = _resized_image(image, size)
+  return resized
+
+
+def _resized_image(image, size):
+  """Returns an image `[H, W, C]`, uint8 or float32, in a size (height, width).
+
+  Antialiased by a triangular filter, two pixels of the coarser grid wide. Its
+  weights are positive, so that no value leaves the range of those around it.
+  """
+  from PIL import Image
+
+  if image.shape[:2] == size:
+    return image
+  planes = [Image.fromarray(plane) for plane in np.moveaxis(image, 2, 0)]
+  filtered = [p.resize(size[::-1], Image.Resampling.BILINEAR) for p in planes]
+  return np.stack(filtered, axis=2)
+
+
 def _check_labels(what, labels, images):
   if labels is None:
     return
@@ -203,42 +253,70 @@ def _digits():
   )
 
 
-def _from_npz(name, path):
-  arrays = _read_npz(path)
+def _from_file(name, path, size):
+  if path.suffix == '.npy':
+    return _checked(Dataset(name, _read_npy(path)), size)
+  arrays = read_npz(path)
   known = ('images', 'labels', 'test_images', 'test_labels')
   if 'images' not in arrays or not arrays.keys() <= set(known):
     raise InputError(
       f'{path} holds the keys {sorted(arrays)}: it must hold images and may '
       'hold labels, test_images and test_labels, nothing else'
     )
+  return _checked(Dataset(name, **arrays), size)
+
+
+def read_npz(path, remedy='write it with numpy.savez'):
+  """Returns the arrays of an .npz file by key.
+
+  Args:
+    path: of the file.
+    remedy: of a file that is damaged.
+
+  Raises:
+    InputError: it is missing, damaged or too large, or what it holds is no
+      array.
+  """
+  with (
+    _naming(path, '.npz', remedy),
+    # Opened here, for numpy leaves a truncated file open.
+    open(path, 'rb') as file,
+    np.load(file, allow_pickle=False) as arrays,
+  ):
+    _check_size(path, sum(m.file_size for m in arrays.zip.infolist()))
+    arrays = {key: arrays[key] for key in arrays.files}
   for key, array in arrays.items():
     if not isinstance(array, np.ndarray):
-      raise InputError(
-        f'{key} of {path} is no array: write it with numpy.savez'
-      )
-  return _checked(Dataset(name, **arrays))
+      raise InputError(f'{key} of {path} is no array: {remedy}')
+  return arrays
 
 
-def _read_npz(path):
-  """Returns the arrays of an .npz file by key."""
+def _read_npy(path):
+  """Returns the array of an .npy file, whose header may promise more than it
+  holds: mapped, that is an error before any memory is filled."""
+  with _naming(path, '.npy', 'write it with numpy.save'):
+    array = np.lib.format.open_memmap(path, mode='r')
+    _check_size(path, array.nbytes)
+    return np.array(array)
+
+
+@contextlib.contextmanager
+def _naming(path, kind, remedy):
+  """Turns what is wrong with a file into an InputError that names it."""
   try:
-    # Opened here, for numpy leaves a truncated file open.
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-      _check_size(path, sum(m.file_size for m in arrays.zip.infolist()))
-      return {key: arrays[key] for key in arrays.files}
+    yield
   except InputError:
     raise
   except FileNotFoundError as error:
-    raise InputError(f'{path} does not exist: give an .npz file') from error
+    raise InputError(f'{path} does not exist: give an {kind} file') from error
   # A damaged file can fail in any layer from the archive to an array's header.
   except Exception as error:
     raise InputError(
-      f'{path} is no readable .npz ({one_line(error)}): write it with '
-      'numpy.savez'
+      f'{path} is no readable {kind} ({one_line(error)}): {remedy}'
     ) from error
 
 
-def _from_folder(name, root):
+def _from_folder(name, root, size):
   pattern = ('.png', '.jpg', '.jpeg')
   files = sorted(  # glob leaves out what is hidden
     file
@@ -254,40 +332,52 @@ def _from_folder(name, root):
       f'{root / files[groups.index("")]} lies beside the sub-folders that are '
       'the labels: move it into one'
     )
-  images = _read_images([root / file for file in files])
+  images = _read_images([root / file for file in files], size)
+  dataset = Dataset(name, images, files=tuple(files))
   if label_names == ['']:
-    return Dataset(name, images)
+    return dataset
   labels = np.array([label_names.index(group) for group in groups])
-  return Dataset(name, images, labels, label_names=tuple(label_names))
+  return dataset._replace(labels=labels, label_names=tuple(label_names))
 
 
-def _read_images(paths):
-  """Returns files of one size as one array, in RGB if their modes differ."""
+def _read_images(paths, size):
+  """Returns files as one array of one size, in RGB if their modes differ."""
   headers = [
-    _decode(path, lambda image: (image.size, image.mode)) for path in paths
+    _decode(path, lambda image: (image.size[::-1], image.mode))
+    for path in paths
   ]
-  ((size, _),) = collections.Counter(size for size, _ in headers).most_common(1)
-  for path, (found, mode) in zip(paths, headers, strict=True):
-    if found != size:
-      raise InputError(
-        f'{path} is {found[0]}x{found[1]} pixels, most images are '
-        f'{size[0]}x{size[1]}: make them one size'
-      )
+  sizes, modes = zip(*headers, strict=True)
+  size = size or _common_size(paths, sizes)
+  for path, mode in zip(paths, modes, strict=True):
     if mode[0] in 'IF':  # conversion would clip these
       raise InputError(
         f'{path} has mode {mode}, more than 8 bits a channel: convert it'
       )
-  modes = {mode for _, mode in headers}
   mode = {'L': 'L', '1': 'L', 'RGBA': 'RGBA'}.get(
-    modes.pop() if len(modes) == 1 else '', 'RGB'
+    modes[0] if len(set(modes)) == 1 else '', 'RGB'
   )
-  shape = (len(paths), size[1], size[0], len(mode))
+  areas = [math.prod(found) for found in sizes]
+  largest = int(np.argmax(areas))
+  _check_size(paths[largest], areas[largest] * len(mode))
+  shape = (len(paths), *size, len(mode))
   _check_size(paths[0].parent, math.prod(shape))
   images = np.empty(shape, np.uint8)
-  for row, path in enumerate(paths):
+  for row, (path, found) in enumerate(zip(paths, sizes, strict=True)):
     pixels = _decode(path, lambda image: np.asarray(image.convert(mode)))
-    images[row] = pixels.reshape(images.shape[1:])
+    images[row] = _resized_image(pixels.reshape(*found, len(mode)), size)
   return images
+
+
+def _common_size(paths, sizes):
+  """Returns the size that all files have, or raises an InputError."""
+  ((size, _),) = collections.Counter(sizes).most_common(1)
+  for path, found in zip(paths, sizes, strict=True):
+    if found != size:
+      raise InputError(
+        f'{path} has {found[0]}x{found[1]} pixels (height x width), most images'
+        f' have {size[0]}x{size[1]}: resize all with --config.data.size={size}'
+      )
+  return size
 
 
 def _decode(path, decode):
@@ -337,8 +427,8 @@ def _unknown(name, data_dir):
     f'unknown image set {name!r}'
     + (f', nearest is {nearest[0]!r}' if nearest else '')
     + f': known are {", ".join(known)}; else prepare it with TFDS under '
-    f'{data_dir} (--config.data.dir), or give the path of an .npz or of a '
-    'folder of images'
+    f'{data_dir} (--config.data.dir), or give the path of an .npz, an '
+    '.npy or a folder of images'
   )
 
 
@@ -505,26 +595,29 @@ def _probe(url):
     raise outcome[0]
 
 
-def _from_prepared(name, folder):
+def _from_prepared(name, folder, size):
   """Returns a prepared set, from its decoded copy if there is a sound one."""
   info = (folder / 'dataset_info.json').read_bytes()
   source = hashlib.sha256(info).hexdigest()
   try:
-    arrays = _read_npz(folder / _COPY)
+    arrays = read_npz(folder / _COPY)
     if str(arrays.pop('source', '')) == source:
       label_names = tuple(map(str, arrays.pop('label_names')))
-      return _checked(Dataset(name, **arrays, label_names=label_names))
+      copy = Dataset(name, **arrays, label_names=label_names)
+      return _checked(copy, size)
   except (InputError, KeyError, TypeError):
     pass  # absent or damaged: made anew
   with _quiet():
-    dataset = _checked(_decode_prepared(name, folder))
-  _write_copy(folder, dataset, source)
-  return dataset
+    decoded, resized = _decode_prepared(name, folder, size)
+  if not resized:
+    decoded = _checked(decoded, None)
+    _write_copy(folder, decoded, source)
+  return _checked(decoded, size)
 
 
 def _write_copy(folder, dataset, source):
   arrays = dataset._asdict() | {'source': source}
-  del arrays['name']
+  del arrays['name'], arrays['files']
   arrays = {key: value for key, value in arrays.items() if value is not None}
   part = folder / f'{_COPY}.{uuid.uuid4().hex}'
   # A folder that cannot be written is read slowly each time, and that is all.
@@ -537,7 +630,9 @@ def _write_copy(folder, dataset, source):
       part.unlink(missing_ok=True)
 
 
-def _decode_prepared(name, folder):
+def _decode_prepared(name, folder, size):
+  """Returns a prepared set, and whether its images, as their own sizes may
+  differ, have been resized."""
   import tensorflow_datasets as tfds
 
   try:
@@ -550,10 +645,12 @@ def _decode_prepared(name, folder):
         f'{folder} has the features {list(features)} and the splits '
         f'{list(splits)}: it needs an Image and a train split'
       )
-    images, labels = _read_split(builder, 'train', image, label)
+    if None not in features[image].shape:
+      size = None
+    images, labels = _read_split(builder, 'train', image, label, size)
     test = next((s for s in ('test', 'validation') if s in splits), None)
     test_images, test_labels = (
-      _read_split(builder, test, image, label) if test else (None, None)
+      _read_split(builder, test, image, label, size) if test else (None, None)
     )
     label_names = tuple(features[label].names or ()) if label else ()
   except InputError:
@@ -564,7 +661,8 @@ def _decode_prepared(name, folder):
       f'{folder} cannot be read ({one_line(error)}): delete it and prepare it '
       'anew'
     ) from error
-  return Dataset(name, images, labels, test_images, test_labels, label_names)
+  dataset = Dataset(name, images, labels, test_images, test_labels, label_names)
+  return dataset, size is not None
 
 
 def _find_feature(features, kind, preferred):
@@ -573,19 +671,22 @@ def _find_feature(features, kind, preferred):
   return preferred if preferred in keys else next(iter(keys), None)
 
 
-def _read_split(builder, split, image, label):
-  """Returns the images of a split, and its labels if they have a key."""
+def _read_split(builder, split, image, label, size):
+  """Returns the images of a split, resized if there is a size, and its labels
+  if they have a key."""
   total, count = builder.info.splits[split].num_examples, 0
   images, labels = None, np.empty(total, np.int64) if label else None
   for count, example in enumerate(_examples(builder, split), start=1):
     pixels = example[image]
+    if size is not None:
+      pixels = _resized_image(pixels, size)
     if images is None:
       images = np.empty((total, *pixels.shape), pixels.dtype)
     if pixels.shape != images.shape[1:]:
       raise InputError(
         f'image {count - 1} of the {split} split of {builder.data_dir} is '
-        f'{pixels.shape}, those before are {images.shape[1:]}: only sets of '
-        'one size can be read'
+        f'{pixels.shape}, those before are {images.shape[1:]}: resize all, '
+        'with --config.data.size=(H, W)'
       )
     images[count - 1] = pixels
     if label:

@@ -153,6 +153,7 @@ def test_the_digest_sees_values_shapes_types_and_fields():
   assert data.digest(base._replace(name='b')) == data.digest(base)
   fortran = base._replace(images=np.asfortranarray(images))
   assert data.digest(fortran) == data.digest(base)
+  assert data.digest(base._replace(files=('a',) * 6)) == data.digest(base)
 
 
 # The MNIST family.
@@ -556,11 +557,35 @@ def test_a_prepared_set_without_a_train_split_is_refused(tmp_path):
     data.load('flowers', dir=tmp_path)
 
 
-def test_images_of_differing_size_are_refused(tmp_path):
+def test_images_of_differing_size_are_refused_unless_they_are_resized(tmp_path):
   images = [*_images(7, 6, 5, 3), *_images(1, 6, 4, 3)]
   _prepare_flowers(tmp_path, {'train': images})
-  with pytest.raises(InputError, match=r'image \d of the train split .*one si'):
+  told = r'image \d of the train split .*resize all, with --config.data.size='
+  with pytest.raises(InputError, match=told):
     data.load('flowers', dir=tmp_path)
+  dataset = data.load('flowers', dir=tmp_path, size=(6, 5))
+  assert dataset.images.shape == (8, 6, 5, 3)
+  found = _rows(dataset.images, dataset.labels)
+  assert not _rows(images[:7], np.arange(7) % 3) - found
+  with pytest.raises(InputError, match=told):  # no copy was kept of these
+    data.load('flowers', dir=tmp_path)
+
+
+def test_the_copy_of_a_prepared_set_has_its_own_size(tmp_path):
+  images = _images(7, 6, 5, 3)
+  folder = _prepare_flowers(tmp_path, {'train': images})
+  features = folder / 'features.json'
+  features.write_text(
+    features.read_text().replace('"-1"', '"6"', 1).replace('"-1"', '"5"', 1)
+  )
+  for _ in range(2):
+    dataset = data.load('flowers', dir=tmp_path, size=4)
+    assert dataset.images.shape == (7, 4, 4, 3)
+    assert (folder / 'jaxclust.npz').exists()
+  dataset = data.load('flowers', dir=tmp_path)
+  assert _rows(dataset.images, dataset.labels) == _rows(
+    images, np.arange(7) % 3
+  )
 
 
 def test_the_newest_version_is_read(tmp_path):
@@ -697,9 +722,68 @@ def test_a_damaged_npz_is_named(tmp_path, damage):
 def test_what_is_no_npz_is_named(tmp_path):
   with pytest.raises(InputError, match=r'b\.npz does not exist'):
     data.load(str(tmp_path / 'b.npz'))
-  np.save(tmp_path / 'c.npy', _images(6, 4, 4))
-  with pytest.raises(InputError, match=r'c\.npy is no readable'):
-    data.load(str(tmp_path / 'c.npy'))
+  np.save(tmp_path / 'c', _images(6, 4, 4))
+  shutil.move(tmp_path / 'c.npy', tmp_path / 'c.npz')
+  with pytest.raises(InputError, match=r'c\.npz is no readable'):
+    data.load(str(tmp_path / 'c.npz'))
+
+
+# An .npy file.
+
+
+@pytest.mark.parametrize('shape', [(6, 4, 5), (6, 4, 5, 3)])
+def test_an_npy_holds_images_alone(tmp_path, shape):
+  images = np.asfortranarray(_images(*shape))
+  np.save(tmp_path / 'a.npy', images)
+  dataset = data.load(str(tmp_path / 'a.npy'))
+  np.testing.assert_array_equal(
+    dataset.images, images.reshape(*shape[:3], -1), strict=True
+  )
+  assert not isinstance(dataset.images, np.memmap)
+  assert dataset.labels is dataset.test_images is None
+  assert dataset.files == ()
+
+
+def _npz(path):
+  with open(path, 'wb') as file:
+    np.savez(file, images=_images(6, 4, 4))
+
+
+def _objects(path):
+  np.save(path, np.array([[[object()]]]), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (_truncate, 'is no readable .npy'),
+    (_empty, 'is no readable .npy'),
+    (_npz, 'is no readable .npy'),
+    (_objects, 'is no readable .npy .*object'),
+    (Path.unlink, 'does not exist'),
+    (lambda path: np.save(path, _images(0, 4, 4)), 'an empty split'),
+    (lambda path: np.save(path, np.arange(6)), r'\(6,\): expected \[N, H, W\]'),
+    (lambda path: np.save(path, _not_finite(np.nan)), '2 values .* not finite'),
+  ],
+)
+def test_an_npy_that_cannot_be_used_says_why(tmp_path, damage, message):
+  path = tmp_path / 'a.npy'
+  np.save(path, _images(60, 8, 8))
+  damage(path)
+  with pytest.raises(InputError, match=message):
+    data.load(str(path))
+
+
+def test_an_npy_that_promises_more_than_it_holds_fills_no_memory(tmp_path):
+  path = tmp_path / 'a.npy'
+  with open(path, 'wb') as file:
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (2**31, 8, 8)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(bytes(64))
+  start = time.monotonic()
+  with pytest.raises(InputError, match=r'is no readable \.npy'):
+    data.load(str(path))
+  assert time.monotonic() - start < 1
 
 
 def test_what_unpacks_to_more_than_half_of_the_memory_is_not_read(
@@ -708,15 +792,22 @@ def test_what_unpacks_to_more_than_half_of_the_memory_is_not_read(
   images = np.zeros((100, 64, 64), np.uint8)
   np.savez_compressed(tmp_path / 'a.npz', images=images)
   assert (tmp_path / 'a.npz').stat().st_size < images.nbytes / 100
+  np.save(tmp_path / 'a.npy', images)
   for row in range(4):
     _save(tmp_path / 'images' / f'{row}.png', images[0])
-  for name, size in (('a.npz', images.nbytes), ('images', 4 * 64 * 64)):
+  sizes = {'a.npz': images.nbytes, 'a.npy': images.nbytes, 'images': 4 * 64**2}
+  for name, size in sizes.items():
     path = str(tmp_path / name)
     monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size - 2)
     with pytest.raises(InputError, match=f'{name} unpacks to .* half of the'):
       data.load(path)
     monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size + 1000)
     assert data.load(path).images.shape[1:] == (64, 64, 1)
+    with pytest.raises(InputError, match=f'{name} unpacks to'):
+      data.load(path, size=(64, 80))
+  monkeypatch.setattr(data, 'host_bytes', lambda: 2 * 64**2 - 2)
+  with pytest.raises(InputError, match=r'/0.png unpacks to'):
+    data.load(str(tmp_path / 'images'), size=1)
 
 
 def test_the_memory_is_what_a_container_or_a_limit_leaves(
@@ -854,6 +945,7 @@ def test_the_sub_folders_of_a_folder_are_its_labels(tmp_path):
   )
   np.testing.assert_array_equal(dataset.labels, [0, 1, 2, 2])
   assert dataset.label_names == ('ant', 'cat', 'dog')
+  assert dataset.files == ('ant/x/1.png', 'cat/z.PNG', 'dog/1.png', 'dog/2.png')
   assert dataset.test_images is None
 
 
@@ -864,6 +956,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
   assert dataset.images.shape == (3, 6, 5, 1)
   assert dataset.labels is None
   assert dataset.label_names == ()
+  assert dataset.files == ('0.jpg', '1.jpg', '2.jpg')
 
 
 @pytest.mark.parametrize('channels', [3, 4])
@@ -911,7 +1004,10 @@ def _sixteen_bits(path):
     (_cut, r'0\.png is no readable PNG'),
     (_no_image, r'0\.png is no readable PNG'),
     (_program, r'0\.png is no readable PNG'),
-    (_resize, r'0\.png is 6x5 pixels, most images are 5x6'),
+    (
+      _resize,
+      r'0\.png has 5x6 pixels .* 6x5: resize .*--config.data.size=\(6, 5\)$',
+    ),
     (_sixteen_bits, r'0\.png has mode I;16'),
   ],
 )
@@ -933,6 +1029,83 @@ def test_an_image_beside_the_labels_is_named(tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path):
   with pytest.raises(InputError, match=r'holds no \.png'):
     data.load(str(tmp_path))
+
+
+# Other sizes.
+
+
+def test_resizing_is_antialiased_as_by_hand(tmp_path):
+  """Along a row the weights of the triangle are 3/7, 3/7 and 1/7."""
+  row = np.array([[7, 7, 7, 0], [0, 0, 0, 7]])
+  images = np.repeat(row[:, None], 4, axis=1)
+  expected = np.repeat(np.array([[7, 4], [0, 3]])[:, None], 2, axis=1)
+  for scale, dtype in ((30, np.uint8), (1 / 7, np.float32)):
+    np.save(tmp_path / 'a.npy', (scale * images).astype(dtype))
+    found = data.load(str(tmp_path / 'a.npy'), size=2).images
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[..., 0], scale * expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [2, 5, 9])
+def test_resized_floats_stay_in_their_range(tmp_path, size):
+  images = np.random.default_rng(0).random((8, 5, 5, 2)).round()
+  np.save(tmp_path / 'a.npy', images.astype(np.float32))
+  found = data.load(str(tmp_path / 'a.npy'), size=size).images
+  assert found.shape == (8, size, size, 2)
+  assert found.min() >= 0
+  assert found.max() <= 1
+
+
+def test_images_of_a_folder_are_resized_each(tmp_path):
+  images = [_images(6, 5, 3), _images(4, 4, 3), _images(9, 2)]
+  for name, image in zip('abc', images, strict=True):
+    _save(tmp_path / f'{name}.png', image)
+  dataset = data.load(str(tmp_path), size=(4, 4))
+  assert dataset.images.shape == (3, 4, 4, 3)
+  np.testing.assert_array_equal(dataset.images[1], images[1])
+  for row, image in (
+    (0, images[0]),
+    (2, np.repeat(images[2][..., None], 3, 2)),
+  ):
+    np.save(tmp_path / 'a.npy', image[None])
+    alone = data.load(str(tmp_path / 'a.npy'), size=4).images[0]
+    np.testing.assert_array_equal(dataset.images[row], alone)
+
+
+def test_both_splits_are_resized(tmp_path):
+  images, test_images = _images(6, 4, 4), _images(3, 5, 7)
+  arrays = {'images': images, 'test_images': test_images}
+  path = _savez(tmp_path / 'a.npz', **arrays)
+  with pytest.raises(InputError, match=r'one size with --config.data.size='):
+    data.load(path)
+  dataset = data.load(path, size=(4, 4))
+  np.testing.assert_array_equal(dataset.images[..., 0], images)
+  assert dataset.test_images.shape == (3, 4, 4, 1)
+
+
+@pytest.mark.parametrize('size', [None, (), 8, (8,), (8, 8), [8, 8]])
+def test_a_size_that_images_have_changes_nothing(size):
+  _assert_equal(data.load('digits', size=size), data.load('digits'))
+
+
+def test_height_comes_before_width():
+  assert data.load('digits', size=(3, 5)).images.shape[1:] == (3, 5, 1)
+  assert data.load('digits', size=(3, 5)).test_images.shape[1:] == (3, 5, 1)
+
+
+@pytest.mark.parametrize(
+  ('size', 'message'),
+  [
+    (0, 'each of config.data.size is 0'),
+    ((8, -1), 'each of config.data.size is -1'),
+    ((8.0, 8), 'each of config.data.size is 8.0'),
+    ('8x8', "each of config.data.size is '8x8'"),
+    ((8, 8, 3), r'\(8, 8, 3\): it must be \(height, width\)'),
+  ],
+)
+def test_a_size_that_is_none_is_refused(size, message):
+  with pytest.raises(InputError, match=message):
+    data.load('digits', size=size)
 
 
 # IDX and TFRecord files.

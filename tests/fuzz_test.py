@@ -30,6 +30,7 @@ def written(write):
 PIXELS = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
 NPZ = written(lambda file: np.savez(file, images=PIXELS, labels=np.arange(4)))
 NPZ_DEFLATED = written(lambda file: np.savez_compressed(file, images=PIXELS))
+NPY = written(lambda file: np.save(file, PIXELS))
 PNG, JPEG = (
   written(lambda file, kind=kind: Image.fromarray(PIXELS[0]).save(file, kind))
   for kind in ('png', 'jpeg')
@@ -71,6 +72,13 @@ def load(path):
 def test_a_damaged_npz_is_read_or_refused(folder, content):
   (folder / 'a.npz').write_bytes(content)
   load(folder / 'a.npz')
+
+
+@SETTINGS
+@hypothesis.given(content=damaged(NPY) | st.binary(max_size=64))
+def test_a_damaged_npy_is_read_or_refused(folder, content):
+  (folder / 'a.npy').write_bytes(content)
+  load(folder / 'a.npy')
 
 
 @SETTINGS
