@@ -32,6 +32,7 @@ from jaxclust import (
   figures,
   fitting,
   gmm,
+  inference,
   metrics,
   numerics,
   page,
@@ -40,11 +41,11 @@ from jaxclust import (
   selection,
   stopping,
   streaming,
-  training,
   workdir,
 )
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import CLUSTERERS, RunError
+from jaxclust.inference import Model
 from jaxclust.numerics import InputError, StopReason
 
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scikit-learn')
@@ -155,10 +156,9 @@ def _run_pipeline(config, dataset, path, seconds):
       result, state = fitting.cluster(path, name, seed, x, options)
     with _timed(seconds, 'score'), report.working('score'):
       clusterer = CLUSTERERS[name]
-      labels = {
-        split: np.asarray(clusterer.predict(result, x))
-        for split, x in points.items()
-      }
+      clusters = clusterer.clusters(result)
+      model = Model(dataset.images.shape[1:], name, clusters, encoder)
+      labels = {s: np.asarray(model.assign(x)) for s, x in points.items()}
       num_groups = options[clusterer.groups]
       scores = _scores(dataset, clusterer, result, labels, x, num_groups)
       if dataset.labels is None:
@@ -167,10 +167,13 @@ def _run_pipeline(config, dataset, path, seconds):
         )
       if seed == config.seed:
         _write_assignments(path, result, labels, points)
+        inference.save(path, model)
     if seed == config.seed:
       with _timed(seconds, 'figures'), report.working('figures'):
-        findings = _find(
-          dataset, path, name, seed, result, labels, points, encoder, scores
+        findings = _find(dataset, model, x, scores)._replace(
+          losses=workdir.read_log(path, phase='autoencoder', seed=seed),
+          histories=_histories(path, name, seed),
+          score=clusterer.score,
         )
         sections = page.draw(findings, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **told})
@@ -271,7 +274,7 @@ def _represent(config, dataset, encoded, seeds, path, seconds):
   if dataset.test_images is not None:
     splits['test'] = dataset.test_images
   if not encoded:
-    points = {s: training.as_points(jnp.asarray(i)) for s, i in splits.items()}
+    points = {s: inference.to_points(i, None) for s, i in splits.items()}
     yield from ((points, None, {}) for _ in seeds)
     return
   options = config.training.to_dict()
@@ -292,7 +295,7 @@ def _represent(config, dataset, encoded, seeds, path, seconds):
         jnp.ones((1, 1)),
         options['batch_size'],
       )
-      points = {s: encoder.encode(images) for s, images in splits.items()}
+      points = {s: inference.to_points(i, encoder) for s, i in splits.items()}
       if config.standardize:
         scale = _deviations(points['train'])
         encoder = encoder._replace(scale=scale)
@@ -378,44 +381,44 @@ def _write_assignments(path, result, labels, points):
   workdir.write_arrays(path, 'assignments.npz', **arrays)
 
 
-def _find(
-  dataset, path, name, seed, result, labels, points, encoder, scores
-) -> page.Findings:
-  """What is to be seen of the training split."""
-  clusterer = CLUSTERERS[name]
-  x = points['train']
-  confidence, outlier_score = clusterer.judge(result, x)
-  images, centers = _pictures(dataset, clusterer.centers(result), encoder)
-  errors, reconstruct = None, None
-  if encoder is not None:
-    errors = np.asarray(encoder.errors(dataset.images))
-    reconstruct = encoder.reconstruct
+def _histories(path, name, seed):
+  """Scores `[S, R]` of all restarts after each of the logged steps."""
   records = workdir.read_log(path, phase=name, seed=seed)
-  histories = [row for record in records for row in record['restarts']]
+  return np.array([row for r in records for row in r['restarts']], float)
+
+
+def _find(dataset, model, x, scores) -> page.Findings:
+  """What a model finds in the first split, whose points are x."""
+  found = model.judge(x)
+  images, centers = _pictures(dataset, model)
+  errors, reconstruct = None, None
+  if model.encoder is not None:
+    errors = np.asarray(model.encoder.errors(dataset.images))
+    reconstruct = model.encoder.reconstruct
   return page.Findings(
     images=images,
     points=x,
-    labels=labels['train'],
-    confidence=confidence,
-    outlier_score=outlier_score,
+    labels=found.labels,
+    confidence=found.confidence,
+    outlier_score=found.outlier_score,
     centers=centers,
     classes=dataset.labels,
     label_names=dataset.label_names,
     scores={s: scores[s] for s in ('train', 'test') if s in scores},
-    losses=workdir.read_log(path, phase='autoencoder', seed=seed),
+    losses=[],
     errors=errors,
     reconstruct=reconstruct,
-    histories=np.array(histories, float),
-    score=clusterer.score,
+    histories=np.empty((0, 0)),
+    score='',
   )
 
 
-def _pictures(dataset, centers, encoder):
+def _pictures(dataset, model):
   """Images and centers as images, floats within 0 and 1."""
   images = dataset.images
-  if encoder is not None:
-    return images, np.asarray(encoder.decode(centers))
-  centers = np.asarray(centers).reshape(-1, *images.shape[1:])
+  centers = np.asarray(model.decode(model.centers))
+  if model.encoder is not None:
+    return images, centers
   low, high = 0.0, 1.0
   if images.dtype != np.uint8:
     low, high = min(low, images.min()), max(high, images.max())
@@ -459,15 +462,14 @@ def _check_sweep(config, dataset):
 
 
 def _check_benchmark(config, dataset):
-  _check_images(dataset.images, True)
+  inference.check_images(dataset.images, True)
   options = config.benchmark.to_dict()
   benchmark.check_options(dataset.images.shape, **options)
 
 
 def _check_points(config, dataset, encoded):
   """Checks all that comes before clustering; returns D."""
-  for images in (dataset.images, dataset.test_images):
-    _check_images(images, encoded)
+  _check_images(dataset, encoded)
   shape = dataset.images.shape[1:]
   if not encoded:
     return int(np.prod(shape))
@@ -476,17 +478,10 @@ def _check_points(config, dataset, encoded):
   return autoencoder.code_size(shape, config.autoencoder.features)
 
 
-def _check_images(images, encoded):
-  """Checks the values of float images; bytes are always good."""
-  if images is None or images.dtype == np.uint8:
-    return
-  numerics.check_points(images.reshape(len(images), -1))
-  low, high = images.min(), images.max()
-  if encoded and (low < 0 or high > 1):
-    raise InputError(
-      f'the images have values from {low:g} to {high:g}: the autoencoder '
-      'takes floats from 0 to 1; rescale them, or give uint8'
-    )
+def _check_images(dataset, encoded):
+  for images in (dataset.images, dataset.test_images):
+    if images is not None:
+      inference.check_images(images, encoded)
 
 
 def _device():

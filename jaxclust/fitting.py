@@ -62,9 +62,10 @@ class Clusterer(NamedTuple):
   groups: str  # the option that holds K
   score: str  # the field of a result that tells how well it fits
   operations: Callable  # (N, D, K) -> of one step
-  predict: Callable  # (result, x [N, D]) -> labels [N]
-  centers: Callable  # result -> [K, D]
-  judge: Callable  # (result, x [N, D]) -> confidence [N], outlier score [N]
+  clusters: Callable  # result -> centers [K, D] or GMMParams, as follows
+  predict: Callable  # (clusters, x [N, D]) -> labels [N]
+  centers: Callable  # clusters -> [K, D]
+  judge: Callable  # (clusters, x [N, D]) -> confidence [N], outlier score [N]
 
 
 def _judge_by_distance(centers, x):
@@ -76,7 +77,9 @@ def _judge_by_distance(centers, x):
   if len(centers) == 1:
     return np.ones_like(nearest), nearest
   second = np.partition(distances, 1, axis=1)[:, 1]
-  return 1 - nearest / np.where(second > 0, second, 1), nearest
+  ratio = np.ones_like(nearest)  # between two centers that are one
+  np.divide(nearest, second, out=ratio, where=second > 0)
+  return 1 - ratio, nearest
 
 
 def _judge_by_density(params, x):
@@ -91,18 +94,20 @@ CLUSTERERS = {
     groups='num_clusters',
     score='inertia',
     operations=lambda n, d, k: 0.4 * n * d * k,  # bounds spare the rest
-    predict=lambda result, x: kmeans.predict(result.centers, x),
-    centers=lambda result: result.centers,
-    judge=lambda result, x: _judge_by_distance(result.centers, x),
+    clusters=lambda result: result.centers,
+    predict=kmeans.predict,
+    centers=lambda centers: centers,
+    judge=_judge_by_distance,
   ),
   'gmm': Clusterer(
     module=gmm,
     groups='num_components',
     score='log_likelihood',
     operations=lambda n, d, k: 4 * n * d * d * k,
-    predict=lambda result, x: gmm.predict(result.params, x),
-    centers=lambda result: result.params.means,
-    judge=lambda result, x: _judge_by_density(result.params, x),
+    clusters=lambda result: result.params,
+    predict=gmm.predict,
+    centers=lambda params: params.means,
+    judge=_judge_by_density,
   ),
 }
 
@@ -173,7 +178,7 @@ def labelings(name: str, state: Any, x: jax.Array) -> Iterator[np.ndarray]:
   for run in range(len(state.num_steps)):
     alone = jax.tree.map(lambda a: a[run : run + 1], runs)  # noqa: B023
     result = clusterer.module.best(state._replace(**alone))
-    yield np.asarray(clusterer.predict(result, x))
+    yield np.asarray(clusterer.predict(clusterer.clusters(result), x))
 
 
 def _rounded(scores):
@@ -473,7 +478,8 @@ class Encoder(NamedTuple):
 
   def decode(self, points: jax.Array) -> jax.Array:
     """Images `[N, H, W, C]` of points `[N, D]`."""
-    return training.decode(self.params, points * self.scale, model=self.model)
+    options = {'model': self.model, 'batch_size': self.batch_size}
+    return training.decode(self.params, points * self.scale, **options)
 
   def reconstruct(self, images: jax.Array | np.ndarray) -> jax.Array:
     """What the network makes of images `[N, H, W, C]`."""

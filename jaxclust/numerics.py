@@ -141,11 +141,15 @@ def as_arrays(
 def block_rows(num_rows: int, width: int, block_size: int | None = None) -> int:
   """Returns the rows of a block of which each row takes `width` numbers.
 
+  Rows whose number is a symbol, as in an export, are one block.
+
   Raises:
     InputError: if the caller's wish, block_size, is no number of rows.
   """
   if block_size is not None:
     return min(check_count('block_size', block_size), num_rows)
+  if not isinstance(num_rows, int):
+    return num_rows
   on_cpu = jax.default_backend() == 'cpu'
   budget = _CPU_BLOCK if on_cpu else _ACCELERATOR_BLOCK
   return max(1, min(num_rows, max(256, budget // max(1, width))))

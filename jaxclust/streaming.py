@@ -100,6 +100,9 @@ def blocks(images: jax.Array | np.ndarray) -> Iterator[jax.Array]:
   if isinstance(images, jax.Array):
     yield images
     return
+  if images.nbytes <= _BLOCK_BYTES:
+    yield jax.device_put(images)
+    return
   size = max(1, _BLOCK_BYTES // max(1, images[:1].nbytes))
   starts = range(0, len(images), size)
   yield from _ahead(

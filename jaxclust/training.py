@@ -413,10 +413,16 @@ def encode(
   )
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def decode(params: Any, codes: jax.Array, *, model: Autoencoder) -> jax.Array:
-  """Images `[N, H, W, C]` of codes `[N, D]` by one network."""
-  return model.apply(params, codes, method='decode')
+@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
+def decode(
+  params: Any, codes: jax.Array, *, model: Autoencoder, batch_size: int
+) -> jax.Array:
+  """Images `[N, H, W, C]` of codes `[N, D]` by one network, in batches."""
+  return numerics.map_blocks(
+    lambda codes: model.apply(params, codes, method='decode'),
+    codes,
+    batch_size,
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
@@ -435,7 +441,7 @@ def errors(
 
 def as_points(images: jax.Array) -> jax.Array:
   """Pixels `[N, H W C]` of images `[N, H, W, C]`, as `as_pixels` has them."""
-  return as_pixels(images).reshape(len(images), -1)
+  return as_pixels(images).reshape(images.shape[0], -1)
 
 
 def as_pixels(images: jax.Array) -> jax.Array:

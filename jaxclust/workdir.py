@@ -7,9 +7,11 @@ for its step, and a manifest beside it with the SHA-256 of every file.
 """
 
 import contextlib
+import csv
 import datetime
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -182,6 +184,21 @@ def parse_object(text: bytes) -> dict:
 def write_arrays(path: pathlib.Path, name: str, **arrays: np.ndarray) -> None:
   """Writes `path/name`, an `.npz`, whole or not at all."""
   _write(path / name, lambda file: np.savez_compressed(file, **arrays))
+
+
+def write_bytes(path: pathlib.Path, name: str, content: bytes) -> None:
+  """Writes `path/name`, whole or not at all."""
+  _write(path / name, lambda file: file.write(content))
+
+
+def write_table(path: pathlib.Path, name: str, columns: dict) -> None:
+  """Writes `path/name`, a CSV of columns by name, whole or not at all."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(zip(*columns.values(), strict=True))
+  # The name of a file may be any bytes, which Python reads as surrogates.
+  write_bytes(path, name, text.getvalue().encode(errors='surrogateescape'))
 
 
 def _write(path, write):

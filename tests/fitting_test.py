@@ -65,9 +65,9 @@ def test_streamed_and_resident_images_train_alike(tmp_path, monkeypatch):
   assert losses(tmp_path / 'host') == losses(tmp_path / 'device')
   chex.assert_trees_all_equal(streamed.params, resident.params)
   own = jax.tree.map(lambda a: a[0], streamed.params)
+  encoder = fitting.Encoder(MODEL, own, jnp.ones((1, 1)), 16)
   np.testing.assert_array_equal(
-    fitting.encode(MODEL, own, IMAGES, 16),
-    fitting.encode(MODEL, own, there[0], 16),
+    encoder.encode(IMAGES), encoder.encode(there[0])
   )
 
 
@@ -341,7 +341,8 @@ model = Autoencoder((64, 64, 3), (16, 8, 8, 8))
 path = pathlib.Path(sys.argv[1])
 params, _ = fitting.train(path, model, images, images[:500], [0], OPTIONS)
 params = fitting.jax.tree.map(lambda a: a[0], params)
-assert fitting.encode(model, params, images, 256).shape == (3000, 128)
+encoder = fitting.Encoder(model, params, np.ones((1, 1), 'float32'), 256)
+assert encoder.encode(images).shape == (3000, 128)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

@@ -1,5 +1,6 @@
 """Files from strangers: whatever is in them, they are read or refused."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from jaxclust import data, workdir
+from jaxclust import data, inference, workdir
+from jaxclust.gmm import GMMParams
 from jaxclust.numerics import InputError
 
 SETTINGS = hypothesis.settings(
@@ -100,6 +102,38 @@ def test_an_npz_of_any_arrays_is_read_or_refused(folder, arrays):
     np.testing.assert_array_equal(
       dataset.images.reshape(images.shape), images, strict=True
     )
+
+
+MODEL = {
+  'format': np.array(1),
+  'image_shape': np.array([2, 3, 1]),
+  'centers': np.zeros((4, 6), np.float32),
+}
+NUMBERS = hnp.arrays(
+  st.sampled_from([np.float32, np.int64]) | hnp.scalar_dtypes(),
+  hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+)
+
+
+@SETTINGS
+@hypothesis.given(
+  arrays=st.dictionaries(
+    st.sampled_from(
+      [
+        *(*MODEL, 'scale', *GMMParams._fields),
+        *('features', 'batch_size', 'params/encoder_0/kernel'),
+      ]
+    ),
+    NUMBERS,
+    max_size=3,
+  )
+)
+def test_a_model_of_any_arrays_is_loaded_or_refused(folder, arrays):
+  np.savez(folder / inference.FILE, **MODEL | arrays)
+  (folder / 'summary.json').touch()
+  with contextlib.suppress(InputError):
+    model = inference.load(folder)
+    assert model.decode(model.centers).shape[1:] == model.image_shape
 
 
 @SETTINGS

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxclust
-from jaxclust import gmm, kmeans, selection, training
+from jaxclust import gmm, inference, kmeans, selection, training
 from jaxclust.augmentation import Augmentation, Motion
 from jaxclust.autoencoder import Autoencoder
 
@@ -24,7 +24,7 @@ LAYERS = [
   {'kmeans', 'autoencoder', 'page', 'board'},
   {'gmm', 'training'},
   {'peers', 'selection', 'keras_worker', 'fitting'},
-  {'benchmark'},
+  {'benchmark', 'inference'},
   {'experiments'},
 ]
 
@@ -89,6 +89,7 @@ def test_importing_the_package_is_light():
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
   assert jaxclust.kmeans is kmeans
+  assert jaxclust.load is inference.load
 
 
 MODEL = Autoencoder((8, 8, 1), (4, 2))
@@ -161,9 +162,10 @@ def train(key, x):
   options = {'model': MODEL, 'batch_size': 16}
   loss = training.sum_losses(state.params, images, **options)
   params = jax.tree.map(lambda a: a[0], state.params)
+  codes = training.encode(params, images, **options)
   return (
     training.keep_best(best, state.params, loss, 1, 2),
-    training.encode(params, images, **options),
+    training.decode(params, codes, **options),
   )
 
 

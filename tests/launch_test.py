@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+import jaxclust
 import launch
-from jaxclust import benchmark, experiments, fitting, workdir
+from jaxclust import benchmark, data, experiments, fitting, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -170,6 +171,27 @@ def test_a_config_runs_from_end_to_end(name, tmp_path, capfd):
   np.testing.assert_allclose(best, summary['fit'][score], rtol=1e-4)
   config = read(tmp_path, 'config.json')
   assert config['data']['name'] == 'digits'
+  check_that_the_loaded_run_finds_the_same(tmp_path, name == 'gmm')
+
+
+def check_that_the_loaded_run_finds_the_same(path, is_mixture):
+  """Bit for bit, and with no data but those given."""
+  model, digits = jaxclust.load(path), data.load('digits')
+  with np.load(path / 'assignments.npz') as arrays:
+    for split, images in (
+      ('train', digits.images),
+      ('test', digits.test_images),
+    ):
+      labels = model.predict(images)
+      np.testing.assert_array_equal(
+        labels, arrays[f'{split}_labels'], strict=True
+      )
+      if is_mixture:
+        np.testing.assert_array_equal(
+          model.responsibilities(images),
+          arrays[f'{split}_responsibilities'],
+          strict=True,
+        )
 
 
 @pytest.mark.slow
@@ -410,6 +432,7 @@ def test_a_code_is_standardized_on_request(tmp_path):
   inertia = read(standard)['fit']['inertia']
   assert 0.2 * 1348 * 32 < inertia < 1348 * 32
   assert read(plain)['fit']['inertia'] != inertia
+  check_that_the_loaded_run_finds_the_same(standard, is_mixture=False)
 
 
 def test_floats_for_the_autoencoder_are_from_0_to_1(tmp_path, capfd):
@@ -538,6 +561,10 @@ def test_warnings_are_shown_and_recorded(tmp_path, capfd):
     (
       ['--config=configs/gmm.py:digits', '--config.data.name=digitz'],
       'digits',
+    ),
+    (
+      ['--config=configs/gmm.py:digits', '--config.data.size=(8, 8, 1)'],
+      'config.data.size is (8, 8, 1)',
     ),
   ],
 )
