@@ -82,7 +82,7 @@ def load(name, *, dir=None, raw_dir=None, size=None):
   data_dir = dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   data_dir = Path(data_dir).expanduser()
   path = Path(name).expanduser()
-  size = _as_size(size)
+  size = as_size(size)
   if name == 'digits':
     return _checked(_digits(), size)
   if path.suffix in ('.npz', '.npy'):
@@ -111,6 +111,36 @@ def digest(dataset):
   return sha.hexdigest()
 
 
+def with_channels(dataset, channels):
+  """Returns a dataset in so many channels: grey in three is repeated, and three
+  that are equal are one.
+
+  Raises:
+    InputError: something would be lost, or made up.
+  """
+  both = {'images': dataset.images, 'test_images': dataset.test_images}
+  return dataset._replace(
+    **{
+      field: None if images is None else _in_channels(field, images, channels)
+      for field, images in both.items()
+    }
+  )
+
+
+def _in_channels(field, images, channels):
+  found = images.shape[3]
+  if found == channels:
+    return images
+  if (found, channels) == (1, 3):
+    return np.repeat(images, 3, axis=3)
+  if (found, channels) == (3, 1) and (images == images[..., :1]).all():
+    return images[..., :1]
+  raise InputError(
+    f'{field} have {found} channels, and {channels} are needed: convert them; '
+    'only grey, or what is grey in colour, is converted here'
+  )
+
+
 def host_bytes():
   """Returns how much memory this process may fill: all that the machine has,
   or what a container or a limit of processes leaves of it."""
@@ -132,8 +162,15 @@ def _check_size(path, size):
     )
 
 
-def _as_size(size):
-  """Returns (height, width), or None where nothing is to be resized."""
+def as_size(size):
+  """Returns (height, width), or None where nothing is to be resized.
+
+  Args:
+    size: as `load` takes it.
+
+  Raises:
+    InputError: it is no size.
+  """
   if size is None or size == ():
     return None
   sides = size if isinstance(size, tuple | list) else (size,)

@@ -71,6 +71,9 @@ _DISK_ERRORS = {
   errno.EIO,
 }
 
+# Images of each cluster in the gallery.
+_TYPICAL = 12
+
 # Restarts whose labels are compared with one another.
 _COMPARED = 10
 
@@ -79,12 +82,13 @@ _COUNT_FLAG = 'xla_force_host_platform_device_count'
 
 
 class Experiment(NamedTuple):
-  """What runs between the data and the summary."""
+  """What runs from the data to the summary."""
 
   check: Callable  # (config, dataset): of all options, before any compiling
   run: Callable  # (config, dataset, path, seconds) -> its part of the summary,
   # and the sections of the page
   show: Callable  # (config, summary): the last thing that a person sees
+  load: Callable = lambda config: data.load(**config.data)  # -> the dataset
 
 
 def run(
@@ -115,9 +119,10 @@ def run(
   _use_all_cores()
   seconds = {}
   with _recorded_warnings() as messages:
+    experiment = _check_config(config)
     with _timed(seconds, 'data'), report.working('data'):
-      dataset = data.load(**config.data)
-    _check(config, dataset)
+      dataset = experiment.load(config)
+    experiment.check(config, dataset)
     if directory is None:
       directory = workdir.new_path(f'{config.experiment}-{dataset.name}')
     with workdir.claim(directory, config.to_dict()) as path:
@@ -125,11 +130,10 @@ def run(
         f'{config.experiment} on {dataset.name} '
         f'({len(dataset.images):,} images), {_device()}, in {path}'
       )
-      experiment = EXPERIMENTS[config.experiment]
       summary = _circumstances(config, dataset)
       with contextlib.ExitStack() as stack:
         stack.enter_context(_telling_how_to_go_on(path))
-        if config.tensorboard:
+        if config.get('tensorboard'):
           stack.enter_context(board.mirror(path))
         found, sections = experiment.run(config, dataset, path, seconds)
         summary |= found
@@ -170,7 +174,8 @@ def _run_pipeline(config, dataset, path, seconds):
         inference.save(path, model)
     if seed == config.seed:
       with _timed(seconds, 'figures'), report.working('figures'):
-        findings = _find(dataset, model, x, scores)._replace(
+        found = model.judge(x)
+        findings = _find(dataset, model, x, found, scores)._replace(
           losses=workdir.read_log(path, phase='autoencoder', seed=seed),
           histories=_histories(path, name, seed),
           score=clusterer.score,
@@ -267,6 +272,58 @@ def _run_benchmark(config, dataset, path, seconds):
   return results, [section]
 
 
+def _load_for_run(config):
+  """The images, made like those of the run that is to be used."""
+  image_shape = inference.load(config.run).image_shape
+  options = config.data.to_dict()
+  if data.as_size(options['size']) not in (None, image_shape[:2]):
+    raise InputError(
+      f'config.data.size is {options["size"]}, but {config.run} takes images '
+      f'of {image_shape[:2]}: leave it out'
+    )
+  dataset = data.load(**options | {'size': image_shape[:2]})
+  return data.with_channels(dataset, image_shape[2])
+
+
+def _check_prediction(config, dataset):
+  page.check_embedding(config.embedding)
+  _check_images(dataset, inference.load(config.run).encoder is not None)
+
+
+def _run_prediction(config, dataset, path, seconds):
+  """Finds the clusters of all images; writes predictions.csv."""
+  model = inference.load(config.run)
+  splits = {'images': dataset.images}
+  if dataset.test_images is not None:
+    splits = {'train': dataset.images, 'test': dataset.test_images}
+  with _timed(seconds, 'predict'), report.working('predict'):
+    points = {
+      s: inference.to_points(images, model.encoder)
+      for s, images in splits.items()
+    }
+    found = {s: model.judge(x) for s, x in points.items()}
+    inference.write_table(path, found, dataset.files)
+  with _timed(seconds, 'figures'), report.working('figures'):
+    first, num_clusters = next(iter(splits)), len(model.centers)
+    labels = {split: own.labels for split, own in found.items()}
+    scores = _label_scores(dataset, labels, num_clusters)
+    findings = _find(dataset, model, points[first], found[first], scores)
+    sections = page.draw(findings, path / 'figures', config.embedding)
+    rows, titles = inference.typical(found[first], num_clusters, _TYPICAL)
+    gallery = path / 'figures' / 'gallery.png'
+    figures.gallery(gallery, findings.images, rows, titles)
+  if config.export:
+    with _timed(seconds, 'export'), report.working('export'):
+      inference.export(model, path / 'model.jaxexport')
+  return {'run': os.path.abspath(config.run), **scores}, sections
+
+
+def _show_prediction(config, summary):
+  report.say('predictions.csv tells the cluster of each image')
+  if report.headline(summary, {}):
+    _show_scores(config, summary)
+
+
 def _represent(config, dataset, encoded, seeds, path, seconds):
   """What is clustered for each seed: codes or pixels `[N, D]` of each split,
   the encoder or None, and what is to be told of the training."""
@@ -326,7 +383,7 @@ def _circumstances(config, dataset):
       'image_shape': list(dataset.images.shape[1:]),
       'digest': data.digest(dataset),
     },
-    'seed': config.seed,
+    **({'seed': config.seed} if 'seed' in config else {}),
     **_device_and_versions(),
   }
 
@@ -343,11 +400,6 @@ def _device_and_versions():
 
 def _scores(dataset, clusterer, result, labels, x, num_groups):
   """Scores of each split that has labels, and of the fit."""
-  summary = {}
-  classes = {'train': dataset.labels, 'test': dataset.test_labels}
-  for split, found in labels.items():
-    if classes[split] is not None:
-      summary[split] = metrics.scores(classes[split], found, num_groups)
   fit = {
     'stop_reason': StopReason(int(result.stop_reason)).name.lower(),
     'num_steps': int(result.num_steps),
@@ -355,7 +407,17 @@ def _scores(dataset, clusterer, result, labels, x, num_groups):
   }
   if isinstance(result, gmm.GMMResult):
     fit['bic'] = float(gmm.bic(result.params, x))
-  return summary | {'fit': fit}
+  return _label_scores(dataset, labels, num_groups) | {'fit': fit}
+
+
+def _label_scores(dataset, labels, num_groups):
+  """Scores of each split, in order, that has labels."""
+  classes = (dataset.labels, dataset.test_labels)
+  return {
+    split: metrics.scores(own, found, num_groups)
+    for (split, found), own in zip(labels.items(), classes, strict=False)
+    if own is not None
+  }
 
 
 def _unlabelled_scores(name, state, x, labels, num_groups):
@@ -387,9 +449,8 @@ def _histories(path, name, seed):
   return np.array([row for r in records for row in r['restarts']], float)
 
 
-def _find(dataset, model, x, scores) -> page.Findings:
-  """What a model finds in the first split, whose points are x."""
-  found = model.judge(x)
+def _find(dataset, model, x, found, scores) -> page.Findings:
+  """What is to be seen of the first split, whose points are x."""
   images, centers = _pictures(dataset, model)
   errors, reconstruct = None, None
   if model.encoder is not None:
@@ -404,7 +465,7 @@ def _find(dataset, model, x, scores) -> page.Findings:
     centers=centers,
     classes=dataset.labels,
     label_names=dataset.label_names,
-    scores={s: scores[s] for s in ('train', 'test') if s in scores},
+    scores={part: s for part, s in scores.items() if part != 'fit'},
     losses=[],
     errors=errors,
     reconstruct=reconstruct,
@@ -426,23 +487,23 @@ def _pictures(dataset, model):
   return images, (centers - low) / (high - low)
 
 
-def _check(config, dataset):
-  """Checks all options against the data, before anything is compiled."""
+def _check_config(config):
+  """Checks what all experiments have in common; returns the one to be run."""
   if config.experiment not in EXPERIMENTS:
     raise InputError(
       f'config.experiment is {config.experiment!r}: it must be one of '
       f'{", ".join(EXPERIMENTS)}'
     )
-  num_seeds = config.get('num_seeds', 1)
+  seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   numerics.check_count('config.num_seeds', num_seeds)
-  if not 0 <= config.seed <= 2**32 - num_seeds:
+  if not 0 <= seed <= 2**32 - num_seeds:
     raise InputError(
-      f'config.seed is {config.seed}: it must be at least 0, and of '
+      f'config.seed is {seed}: it must be at least 0, and of '
       f'{num_seeds} seeds from there on the last below 2**32'
     )
-  if config.tensorboard:
+  if config.get('tensorboard'):
     board.check()
-  EXPERIMENTS[config.experiment].check(config, dataset)
+  return EXPERIMENTS[config.experiment]
 
 
 def _check_pipeline(config, dataset):
@@ -584,6 +645,9 @@ _PIPELINE = Experiment(_check_pipeline, _run_pipeline, _show_scores)
 
 EXPERIMENTS = {
   **dict.fromkeys(PIPELINES, _PIPELINE),
+  'predict': Experiment(
+    _check_prediction, _run_prediction, _show_prediction, _load_for_run
+  ),
   'sweep': Experiment(
     _check_sweep,
     _run_sweep,

@@ -12,6 +12,9 @@ from PIL import Image
 
 from jaxclust import metrics
 
+# Inches of a gallery; of more than 400 there can be no picture.
+_TALLEST = 150
+
 # Twenty that differ from one another and from black and white.
 _COLORS = (
   *('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee'),
@@ -193,6 +196,39 @@ def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
   return cells.reshape(num_rows * cell[0], num_columns * cell[1], channels)
 
 
+def gallery(
+  path: pathlib.Path,
+  images: np.ndarray,
+  rows: Sequence[np.ndarray],
+  titles: Sequence[str],
+) -> None:
+  """Draws a line of images for each title.
+
+  Args:
+    path: of the PNG.
+    images: `[N, H, W, C]`.
+    rows: of the images in each line.
+    titles: of the lines.
+  """
+  longest = max(map(len, rows))
+  lines = np.full((len(rows), longest, *images.shape[1:]), 128, np.uint8)
+  for line, own in zip(lines, rows, strict=True):
+    line[: len(own)] = as_bytes(images[own])
+  canvas = _colors(sheet(lines.reshape(-1, *images.shape[1:]), longest, gap=1))
+  inches = min(0.6, _TALLEST / len(rows))  # of a line
+  height, width = images.shape[1:3]
+  size = 1.5 + inches * longest * width / height, 0.3 + inches * len(rows)
+  figure = Figure(figsize=size, layout='constrained')
+  axes = figure.add_subplot()
+  axes.imshow(canvas, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+  middles = (np.arange(len(rows)) + 0.5) * (height + 1)
+  axes.set_yticks(middles, titles, fontsize=8)
+  axes.set_xticks([])
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  _save(figure, path)
+
+
 def as_bytes(images: np.ndarray) -> np.ndarray:
   """Images as bytes: floats from 0 to 1 become 0 to 255, others are cut."""
   if images.dtype == np.uint8:
@@ -201,13 +237,15 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
 
 
 def save_image(path: pathlib.Path, image: np.ndarray) -> None:
-  """Writes an image `[H, W, C]`, of bytes, as a PNG; of two channels or more
-  than four, which no PNG has, the first."""
-  channels = image.shape[-1]
-  if channels not in (1, 3, 4):
-    image, channels = image[..., :1], 1
+  """Writes an image `[H, W, C]`, of bytes, as a PNG."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image[..., 0] if channels == 1 else image).save(path)
+  Image.fromarray(_colors(image)).save(path)
+
+
+def _colors(image):
+  """An image `[H, W, C]` as a picture; of two channels or more than four, which
+  no picture has, the first `[H, W]`."""
+  return image if image.shape[2] in (3, 4) else image[..., 0]
 
 
 def sweep(path: pathlib.Path, records: Sequence[dict], choices: dict) -> None:

@@ -18,6 +18,7 @@ _SCORES = {
   'acc': 'ACC, matched one to one',
   'purity': 'purity',
 }
+_SPLITS = ('images', 'train', 'test')
 _SECONDS_OF_SILENCE = 2
 
 _FIT_SCORES = {
@@ -107,9 +108,9 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
   """The scores of a run beside those of the report, as text.
 
   Args:
-    summary: with 'train' and 'test' scores as `metrics.scores` gives them,
-      where there are labels, and those of the 'fit'; of several 'seeds' with
-      their 'mean' and 'std'.
+    summary: with 'train' and 'test' scores (or those of 'images') as
+      `metrics.scores` gives them, where there are labels, and those of the
+      'fit'; of several 'seeds' with their 'mean' and 'std'.
     reference: such scores as published, or what there is of them.
 
   Returns:
@@ -117,7 +118,7 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
     needs none.
   """
   means, spreads = summary.get('mean', summary), summary.get('std', {})
-  splits = [s for s in ('train', 'test') if s in means]
+  splits = [s for s in _SPLITS if s in means]
   if not splits:
     fit, spread = means.get('fit', {}), spreads.get('fit', {})
     rows = [
@@ -159,7 +160,7 @@ def closing_table(summary: dict, reference: dict) -> None:
   splits = [
     scores[split]['cluster_purity']
     for scores in (means, reference)
-    for split in ('train', 'test')
+    for split in _SPLITS
     if split in means and split in scores
   ]
   table.add_section()

@@ -1108,6 +1108,32 @@ def test_a_size_that_is_none_is_refused(size, message):
     data.load('digits', size=size)
 
 
+# Other channels.
+
+
+def test_grey_becomes_colour_and_colour_that_is_grey_becomes_grey():
+  grey, colour = _images(4, 6, 5, 1), _images(2, 6, 5, 3)
+  repeated = np.concatenate([grey, grey, grey], axis=3)
+  for images in (grey, repeated):
+    for channels, expected in ((1, grey), (3, repeated)):
+      dataset = data.Dataset('a', images, test_images=images[:2])
+      found = data.with_channels(dataset, channels)
+      np.testing.assert_array_equal(found.images, expected, strict=True)
+      np.testing.assert_array_equal(found.test_images, expected[:2])
+  lonely = data.Dataset('a', colour)
+  assert data.with_channels(lonely, 3).images is colour
+  assert data.with_channels(lonely, 3).test_images is None
+
+
+@pytest.mark.parametrize(('found', 'wanted'), [(3, 1), (4, 3), (1, 2), (3, 4)])
+def test_channels_that_cannot_be_had_are_refused(found, wanted):
+  dataset = data.Dataset('a', _images(2, 6, 5, 1).repeat(found, axis=3))
+  dataset.images[1, 2, 3, found - 1] ^= 1
+  told = f'images have {found} channels, and {wanted} are needed'
+  with pytest.raises(InputError, match=told):
+    data.with_channels(dataset, wanted)
+
+
 # IDX and TFRecord files.
 
 

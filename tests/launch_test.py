@@ -1,17 +1,21 @@
 """The command line: every config from end to end, and what it answers."""
 
+import csv
 import ctypes
 import errno
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxclust
 import launch
@@ -28,6 +32,7 @@ SMALL = {
 }
 PIPELINES = list(SMALL)
 SMALL |= {
+  'predict': ['--config.export=True'],
   'sweep': [
     '--config.sweep.num_clusters=(1, 3, 2)',
     '--config.sweep.num_restarts=2',
@@ -192,6 +197,103 @@ def check_that_the_loaded_run_finds_the_same(path, is_mixture):
           arrays[f'{split}_responsibilities'],
           strict=True,
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PIPELINES)
+def test_a_finished_run_predicts(name, tmp_path, capfd):
+  assert run(name, tmp_path / 'run', *SMALL[name]) == 0
+  flags = [f'--config.run={tmp_path}/run', *SMALL['predict']]
+  assert run('predict', tmp_path / 'new', *flags) == 0
+  assert 'ARI' in capfd.readouterr().out
+  old, new = read(tmp_path / 'run'), read(tmp_path / 'new')
+  for split in ('train', 'test'):
+    assert new[split] == old[split]
+  assert new['run'] == str(tmp_path / 'run')
+  rows = table(tmp_path / 'new')
+  assert [row['file'] for row in rows[1347:1350]] == [
+    *('train/1347', 'test/0', 'test/1')
+  ]
+  found = [int(row['cluster']) for row in rows]
+  with np.load(tmp_path / 'run' / 'assignments.npz') as arrays:
+    labels = [arrays['train_labels'], arrays['test_labels']]
+    np.testing.assert_array_equal(found, np.concatenate(labels))
+  assert all(0 <= float(row['confidence']) <= 1 for row in rows)
+  assert all(float(row['distance']) >= 0 for row in rows)
+  assert (tmp_path / 'new' / 'figures' / 'gallery.png').stat().st_size > 5000
+  page = (tmp_path / 'new' / 'report.html').read_text()
+  assert f'by the run {tmp_path}/run.' in page
+  assert 'typical members of cluster 9' in page
+  program = (tmp_path / 'new' / 'model.jaxexport').read_bytes()
+  images = data.load('digits').test_images[:9]
+  np.testing.assert_array_equal(
+    jax.export.deserialize(bytearray(program)).call(images), labels[1][:9]
+  )
+
+
+def table(path):
+  with open(path / 'predictions.csv', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def draw_folder(path, colors, sizes):
+  """PNGs that are red, green, blue or grey, in a sub-folder for each colour,
+  of sizes that take turns."""
+  rng = np.random.default_rng(0)
+  for color in colors:
+    (path / color).mkdir(parents=True)
+    for row in range(8):
+      height, width = sizes[row % len(sizes)]
+      image = rng.integers(0, 60, (height, width, 3), np.uint8)
+      if color == 'grey':
+        image = image[..., 0]
+      else:
+        image[..., ('red', 'green', 'blue').index(color)] += 180
+      Image.fromarray(image).save(path / color / f'{row}.png')
+  return path
+
+
+def test_a_folder_of_colours_and_sizes_is_clustered_and_predicted(
+  tmp_path, capfd
+):
+  colors, sizes = ('red', 'green', 'blue'), ((6, 5), (9, 9), (4, 7))
+  folder = draw_folder(tmp_path / 'old', colors, sizes)
+  flags = ['--config.kmeans.num_clusters=3', '--config.kmeans.num_restarts=4']
+  flags += [f'--config.data.name={folder}']
+  assert run('kmeans', tmp_path / 'run', *flags) == 2
+  message = capfd.readouterr().err
+  size = re.search(r'(--config.data.size=\(\d, \d\))\n', message)[1]
+  assert run('kmeans', tmp_path / 'run', *flags, size) == 0
+  assert read(tmp_path / 'run')['train']['ari'] == 1
+  shutil.rmtree(folder)  # the data are not needed any more
+  folder = draw_folder(tmp_path / 'new', ('blue', 'grey', 'red'), ((12, 8),))
+  flags = [f'--config.run={tmp_path}/run', f'--config.data.name={folder}']
+  assert run('predict', tmp_path / 'found', *flags) == 0
+  rows = table(tmp_path / 'found')
+  assert [row['file'] for row in rows[7:9]] == ['blue/7.png', 'grey/0.png']
+  clusters = [row['cluster'] for row in rows]
+  assert len(set(clusters[:8])) == len(set(clusters[16:])) == 1
+  assert clusters[0] != clusters[16]
+  strange = np.array([float(row['outlier_score']) for row in rows])
+  assert strange[8:16].min() > np.delete(strange, range(8, 16)).max()
+  scores = read(tmp_path / 'found')['images']
+  assert 0.5 < scores['purity'] < 1
+  assert 'train' not in read(tmp_path / 'found')
+
+
+def test_a_flat_folder_of_grey_needs_a_run_of_its_channels(tmp_path, capfd):
+  folder = draw_folder(tmp_path / 'a', ('red',), ((8, 8),)) / 'red'
+  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
+  flags = [f'--config.run={tmp_path}/run', f'--config.data.name={folder}']
+  assert run('predict', tmp_path / 'found', *flags) == 2
+  message = capfd.readouterr().err
+  assert 'images have 3 channels, and 1 are needed: convert them' in message
+  for file in folder.iterdir():
+    Image.open(file).convert('L').convert('RGB').save(file)
+  assert run('predict', tmp_path / 'found', *flags) == 0
+  assert 'predictions.csv tells' in capfd.readouterr().out
+  assert not {'images', 'train'} & read(tmp_path / 'found').keys()
+  assert len(table(tmp_path / 'found')) == 8
 
 
 @pytest.mark.slow
@@ -565,6 +667,11 @@ def test_warnings_are_shown_and_recorded(tmp_path, capfd):
     (
       ['--config=configs/gmm.py:digits', '--config.data.size=(8, 8, 1)'],
       'config.data.size is (8, 8, 1)',
+    ),
+    (['--config=configs/predict.py:digits'], "the run '' is no directory"),
+    (
+      ['--config=configs/predict.py:digits', '--config.run=tests'],
+      'tests holds no finished run',
     ),
   ],
 )
