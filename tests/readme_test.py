@@ -6,12 +6,19 @@ import tomllib
 
 import pytest
 
+import launch
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
 @pytest.mark.slow
-def test_the_python_examples_run():
+def test_the_python_examples_run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (command,) = re.findall(r'launch.py (.*--workdir=runs/digits)', README)
+  command = command.replace('configs', str(ROOT / 'configs'))
+  short = '--config.training.num_epochs=3'
+  assert launch.main(['launch.py', *command.split(), short]) == 0
   examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
   assert examples
   for example in examples:
