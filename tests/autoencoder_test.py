@@ -34,7 +34,9 @@ def test_maps_shrink_by_halves_rounded_up():
 @pytest.mark.parametrize(
   ('shape', 'features'),
   [
+    ((27, 31, 1), (6, 4)),
     ((27, 31, 3), (6, 4)),
+    ((27, 31, 4), (6, 4)),
     ((8, 8, 1), (4,)),
     ((5, 9, 4), (4, 4, 2)),
     ((1, 1, 1), (2, 2)),

@@ -1,6 +1,8 @@
 """Gaussian mixtures: EM, its laws and its corners, for all four families."""
 
+import contextlib
 import functools
+import logging
 
 import chex
 import jax
@@ -43,9 +45,13 @@ def params_of(covariance, num_components=3, num_features=2, seed=0):
   )
 
 
-def broken_params():
+def broken_params(factor):
   params = params_of('full', num_features=3)
-  return params._replace(scale_tril=-params.scale_tril)
+  return params._replace(scale_tril=factor * params.scale_tril)
+
+
+def same_partition(a, b):
+  return adjusted_rand_score(a, b) == 1
 
 
 def covariances(params):
@@ -218,15 +224,23 @@ def test_any_real_numbers_can_be_fitted_where_float64_is_enabled(dtype):
 
 
 @pytest.mark.slow
-def test_float32_agrees_with_float64():
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_float32_agrees_with_float64(covariance):
   x, _ = clusters()
-  single = gmm.fit(KEY, x, num_components=3)
+  options = {'num_components': 3, 'covariance': covariance}
+  single = gmm.fit(KEY, x, init=x[:3], **options)
   with jax.enable_x64(True):
-    double = gmm.fit(KEY, x.astype(np.float64), num_components=3)
+    wide = x.astype(np.float64)
+    double = gmm.fit(KEY, wide, init=wide[:3], **options)
     assert double.log_likelihood.dtype == jnp.float64
+    labels = gmm.predict(double.params, wide)
   np.testing.assert_allclose(
     single.log_likelihood, double.log_likelihood, rtol=1e-4
   )
+  chex.assert_trees_all_close(
+    single.params, jax.tree.map(np.float32, double.params), rtol=1e-4, atol=1e-4
+  )
+  np.testing.assert_array_equal(gmm.predict(single.params, x), labels)
 
 
 @pytest.mark.parametrize('covariance', FAMILIES)
@@ -357,13 +371,33 @@ def test_whole_weights_are_repeated_rows(covariance):
   )
 
 
-@pytest.mark.parametrize('padding', [77, 1e15])
-def test_padding_does_not_change_the_fit(padding):
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_weights_count_only_in_proportion(covariance):
+  x, _ = clusters()
+  weight = np.random.default_rng(0).uniform(size=len(x)).astype(np.float32)
+  fit = functools.partial(gmm.fit, KEY, x, num_components=3)
+  fit = functools.partial(fit, covariance=covariance)
+  plain = fit(sample_weight=weight)
+  for factor in (1000, 1e-9):
+    result = fit(sample_weight=weight * factor)
+    chex.assert_trees_all_close(
+      result.params, plain.params, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+      result.log_likelihood, plain.log_likelihood, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  ('init', 'padding'),
+  [('k-means', 77), ('k-means', 1e15), ('random', 77)],
+)
+def test_padding_does_not_change_the_fit(init, padding):
   x, _ = clusters()
   padded = np.concatenate([np.full((30, 3), padding, np.float32), x])
   weight = np.concatenate([np.zeros(30), np.full(len(x), 2.0)])
-  plain = gmm.fit(KEY, x, num_components=3)
-  result = gmm.fit(KEY, padded, num_components=3, sample_weight=weight)
+  fit = functools.partial(gmm.fit, KEY, num_components=3, init=init)
+  plain, result = fit(x), fit(padded, sample_weight=weight)
   chex.assert_trees_all_close(result.params, plain.params, rtol=1e-3, atol=1e-3)
 
 
@@ -514,14 +548,40 @@ class TransformationsTest(chex.TestCase):
     for i in range(2):
       alone = gmm.fit(KEY, x[i], num_components=3)
       np.testing.assert_allclose(
-        batched.log_likelihood[i], alone.log_likelihood, rtol=1e-5
+        batched.log_likelihood[i], alone.log_likelihood, rtol=1e-6
+      )
+      params = jax.tree.map(lambda a, i=i: a[i], batched.params)
+      np.testing.assert_array_equal(
+        gmm.predict(params, x[i]), gmm.predict(alone.params, x[i])
+      )
+
+  @pytest.mark.slow
+  def test_a_fit_does_not_depend_on_jit(self):
+    x = jnp.asarray(clusters(num_points=40, apart=1.0)[0])
+    fit = functools.partial(gmm.fit, KEY, num_components=2, init=x[:2])
+    plain, jitted = fit(x), jax.jit(fit)(x)
+    with jax.disable_jit():
+      eager = fit(x)
+    assert plain.num_steps > 2
+    for other in (jitted, eager):
+      np.testing.assert_allclose(
+        other.log_likelihood, plain.log_likelihood, rtol=1e-6
+      )
+      np.testing.assert_array_equal(
+        gmm.predict(other.params, x), gmm.predict(plain.params, x)
       )
 
   def test_restarts_together_are_restarts_in_a_loop(self):
     x = clusters(apart=1.0)[0]
     starts = jnp.asarray(x[:12].reshape(4, 3, 3))
-    together = gmm.fit(KEY, x, num_components=3, init=starts)
+    state = gmm.start(KEY, x, num_components=3, init=starts)
+    state, _ = gmm.run(state, x)
+    together = gmm.best(state)
     alone = [gmm.fit(KEY, x, num_components=3, init=s) for s in starts]
+    for run, one in enumerate(alone):
+      params = jax.tree.map(lambda a, run=run: a[run], state.params)
+      labels = gmm.predict(params, state.frame.enter(x))
+      assert same_partition(labels, gmm.predict(one.params, x))
     likelihoods = [float(a.log_likelihood) for a in alone]
     np.testing.assert_allclose(together.log_likelihoods, likelihoods, rtol=1e-6)
     np.testing.assert_allclose(
@@ -541,13 +601,20 @@ class TransformationsTest(chex.TestCase):
     chex.assert_trees_all_close(state, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_new_tolerance_compiles_nothing():
-  x, _ = clusters()
-  gmm.fit(KEY, x, num_components=3, tol=1e-3, reg=1e-6)
-  before = gmm.run._cache_size(), gmm._start_from_clusters._cache_size()
-  gmm.fit(KEY, x, num_components=3, tol=1e-2, reg=1e-3, max_steps=99)
-  after = gmm.run._cache_size(), gmm._start_from_clusters._cache_size()
-  assert after == before
+def test_a_second_call_with_a_new_tolerance_compiles_nothing(caplog):
+  x, _ = clusters(num_points=401)  # of which no other test has programs
+
+  def compiled(key, **options):
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+      result = gmm.fit(key, x, num_components=3, **options)
+      gmm.predict(result.params, x)
+    return [text for text in caplog.messages if 'XLA compilation' in text]
+
+  other = jax.random.key(1)
+  assert compiled(KEY, tol=1e-3, reg=1e-6)
+  assert not compiled(KEY, tol=1e-3, reg=1e-6)
+  assert not compiled(other, tol=1e-2, reg=1e-3, max_steps=99)
 
 
 def test_a_key_gives_one_result():
@@ -579,13 +646,40 @@ def test_without_a_ridge_a_singular_covariance_is_repaired(covariance):
   assert result.num_repaired == (1 if covariance == 'tied' else 3)
 
 
-@pytest.mark.parametrize('weight', [1.0, 100.0])
-def test_more_features_than_points_warn_of_a_deficient_rank(weight):
+def test_the_ridge_that_repairs_is_the_least_that_works():
+  noise = np.random.default_rng(1).normal(size=(6, 3))
+  scales = 2.0 ** np.arange(4)[:, None, None]
+  singular = jnp.asarray(scales * (noise @ noise.T), jnp.float32)
+  factor = gmm.FAMILIES['full'].factor
+  ridges = np.finfo(np.float32).eps * 2.0 ** np.arange(20, dtype=np.float32)
+  factors, sound = jax.vmap(lambda r: factor(singular, jnp.full(4, r)))(
+    jnp.asarray(ridges)
+  )
+  least = np.asarray(sound).argmax(axis=0)
+  assert len(set(least % 4)) == 4
+  found, repaired = gmm._factor_with_repair(gmm.FAMILIES['full'], singular, 0.0)
+  assert repaired.all()
+  expected = factors[least, np.arange(4)]
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('weight', 'reg', 'messages'),
+  [
+    (1.0, 1e-6, ['3 of 3 covariances are rank-deficient']),
+    (100.0, 1e-6, ['3 of 3 covariances are rank-deficient']),
+    (1.0, 0.0, ['3 of 3 covariances are rank-deficient', '3 .* were singular']),
+  ],
+)
+def test_more_features_than_points_warn_of_a_deficient_rank(
+  weight, reg, messages
+):
   x = np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)
-  with pytest.warns(UserWarning, match='rank-deficient'):
-    result = gmm.fit(
-      KEY, x, num_components=3, sample_weight=np.full(30, weight)
-    )
+  weight = np.full(30, weight)
+  with contextlib.ExitStack() as stack:
+    for message in messages:
+      stack.enter_context(pytest.warns(UserWarning, match=message))
+    result = gmm.fit(KEY, x, num_components=3, reg=reg, sample_weight=weight)
   chex.assert_tree_all_finite(result)
 
 
@@ -607,21 +701,71 @@ def test_an_outlier_leaves_everything_finite(covariance):
   chex.assert_tree_all_finite(result)
 
 
-def test_a_component_that_loses_its_points_is_reported():
+@pytest.mark.filterwarnings('ignore:.*rank-deficient')
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_a_component_that_loses_its_points_is_reported(covariance):
   x, _ = clusters()
   start = np.stack([x[0], x[1], np.full(3, 1e6, np.float32)])
   with pytest.warns(UserWarning, match='1 of 3 components have lost'):
-    result = gmm.fit(KEY, x, num_components=3, init=start, covariance='diag')
+    result = gmm.fit(
+      KEY, x, num_components=3, init=start, covariance=covariance
+    )
   chex.assert_tree_all_finite(result)
+  assert result.counts[2] == 0
+  assert result.converged
 
 
-@pytest.mark.filterwarnings('ignore:.*lost all', 'ignore:.*rank-deficient')
+@pytest.mark.filterwarnings('ignore:.*rank-deficient')
 @pytest.mark.parametrize('covariance', FAMILIES)
-def test_equal_rows_leave_everything_finite(covariance):
-  x = np.full((50, 2), 3.0, np.float32)
-  result = gmm.fit(KEY, x, num_components=2, covariance=covariance)
+def test_equal_rows_are_one_component(covariance):
+  x = np.full((21, 4), 3.0, np.float32)
+  with pytest.warns(UserWarning, match='4 of 5 components have lost all'):
+    result = gmm.fit(KEY, x, num_components=5, covariance=covariance)
   chex.assert_tree_all_finite(result)
-  np.testing.assert_allclose(result.params.means[0], [3, 3], rtol=1e-5)
+  np.testing.assert_allclose(result.params.means[0], np.full(4, 3), rtol=1e-5)
+  assert result.num_steps <= 2
+
+
+@pytest.mark.filterwarnings('ignore:.*rank-deficient')
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_too_few_distinct_rows_give_that_many_labels(covariance):
+  x = np.repeat(np.random.default_rng(0).normal(size=(3, 4)), 7, axis=0)
+  x = x.astype(np.float32)
+  with pytest.warns(UserWarning, match='2 of 5 components have lost all'):
+    result = gmm.fit(KEY, x, num_components=5, covariance=covariance, tol=0.0)
+  assert len(np.unique(gmm.predict(result.params, x))) == 3
+  assert result.converged
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_equal_initial_means_leave_no_component_empty(covariance):
+  x, _ = clusters()
+  start = np.stack([x[0], x[0]])
+  result = gmm.fit(KEY, x, num_components=2, init=start, covariance=covariance)
+  assert (result.counts > 0).all()
+
+
+def test_one_point_is_a_component_of_a_deficient_rank():
+  with pytest.warns(UserWarning, match='1 of 1 covariances are rank-deficient'):
+    result = gmm.fit(KEY, jnp.array([[3.0, 5.0]]), num_components=1)
+  np.testing.assert_array_equal(result.params.means, [[3, 5]])
+  chex.assert_tree_all_finite(result)
+
+
+def test_running_out_of_steps_warns():
+  x, _ = clusters(num_clusters=5, apart=1.0)
+  with pytest.warns(UserWarning, match='EM did not converge in 2 steps: raise'):
+    result = gmm.fit(KEY, x, num_components=4, init=x[:4], max_steps=2)
+  assert not result.converged
+  assert result.stop_reason == StopReason.MAX_STEPS
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_no_tolerance_still_ends(covariance):
+  x, _ = clusters(num_clusters=5, apart=1.0)
+  fit = functools.partial(gmm.fit, KEY, num_components=4, init=x[:4])
+  result = fit(x, covariance=covariance, tol=0, max_steps=2000)
+  assert result.converged
 
 
 def test_nan_that_cannot_be_seen_is_never_converged():
@@ -639,25 +783,111 @@ def test_a_likelihood_that_turns_nan_keeps_the_last_parameters():
   assert broken.stop_reason[0] == StopReason.NONFINITE
   chex.assert_trees_all_equal(broken.params, state.params)
   np.testing.assert_array_equal(history[:, 0], [state.log_likelihood[0]] * 3)
+  result = gmm.best(broken)
+  assert not result.converged
+  with pytest.warns(UserWarning, match='the likelihood is not finite'):
+    gmm.warn(result)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.uint8])
+def test_narrow_data_are_summed_in_float32(dtype):
+  x = jax.random.randint(KEY, (4000, 3), 0, 200).astype(dtype)
+  fit = functools.partial(gmm.fit, KEY, num_components=3, covariance='diag')
+  wide = x.astype(jnp.float32)
+  result, reference = fit(x, init=x[:3]), fit(wide, init=wide[:3])
+  assert result.params.means.dtype == jnp.float32
+  chex.assert_trees_all_close(result, reference, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'num_components': 5000}, 'num_components is 5000, but x has only 400'),
-    ({'num_components': -1}, 'num_components is -1'),
+    (
+      {'num_components': 5000},
+      'num_components is 5000, but x has only 400 rows: ask for at most',
+    ),
+    *(
+      ({'num_components': k}, f'num_components is {k!r}: .* of at least 1')
+      for k in (0, -1, 2.5, 'ten')
+    ),
     ({'num_components': 2, 'covariance': 'fll'}, "covariance is 'fll'"),
     ({'num_components': 2, 'init': 'best'}, "init is 'best'"),
-    ({'num_components': 2, 'init': np.ones((2, 7))}, r'shape \(2, 7\)'),
+    (
+      {'num_components': 2, 'init': np.ones((2, 7))},
+      r'init has shape \(2, 7\): it must end in \[2, 3\]',
+    ),
+    (
+      {'num_components': 2, 'init': np.full((2, 3), np.nan)},
+      'init has values that are NaN or infinite: give others',
+    ),
     ({'num_components': 2, 'reg': -1.0}, 'reg is -1'),
     ({'num_components': 2, 'tol': np.nan}, 'tol is nan'),
     ({'num_components': 2, 'init': params_of('full')}, 'init has the shapes'),
-    ({'num_components': 3, 'init': broken_params()}, 'scales that are not'),
+    ({'num_components': 3, 'init': broken_params(-1)}, 'scales that are not'),
+    (
+      {'num_components': 3, 'init': broken_params(np.nan)},
+      'init has values that are not finite.*: give the parameters of another',
+    ),
   ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):
-  with pytest.raises(InputError, match=message):
+  with pytest.raises(InputError, match=message) as caught:
     gmm.fit(KEY, clusters()[0], **options)
+  assert '\n' not in str(caught.value)
+
+
+POINTS = jnp.array([[0.0, 1.0], [2.0, 3.0], [10.0, 1.0], [11.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+  ('x', 'weight', 'message'),
+  [
+    (
+      POINTS.at[2, 1].set(np.nan),
+      None,
+      r'1 values .* NaN .* \(nan\) at row 2, column 1: remove those rows',
+    ),
+    (POINTS.at[3, 0].set(np.inf), None, r'\(inf\) at row 3, column 0'),
+    (POINTS[:0], None, r'x has shape \(0, 2\): it must be \[N, D\]'),
+    (POINTS * 1e19, None, r'x reaches 1.1e\+20: beyond .* divide x by'),
+    (POINTS, np.zeros(4), 'sample_weight sums to 0: at least one weight must'),
+    (POINTS, [1, 1, -1, 1], r'sample_weight\[2\] is -1.*at least 0'),
+    (POINTS, [1, np.nan, 1, 1], r'sample_weight\[1\] is nan.*must be finite'),
+    (POINTS, np.ones(3), r'sample_weight has shape \(3,\): x has 4 rows'),
+    (POINTS, [0, 0, 2, 0], 'is 2, but only 1 rows have a positive weight: ask'),
+  ],
+)
+def test_points_and_weights_that_cannot_be_used_are_named(x, weight, message):
+  params = params_of('full')
+  calls = [
+    functools.partial(function, KEY, num_components=2, sample_weight=weight)
+    for function in (gmm.fit, gmm.start)
+  ]
+  if 'rows have a positive weight' not in message:
+    calls.append(lambda x: gmm.bic(params, x, weight))
+    calls.append(lambda x: gmm.aic(params, x, weight))
+  if weight is None:
+    calls.append(functools.partial(gmm.predict, params))
+    calls.append(functools.partial(gmm.log_prob, params))
+    calls.append(functools.partial(gmm.responsibilities, params))
+    calls.append(functools.partial(gmm.outlier_score, params))
+  for call in calls:
+    with pytest.raises(InputError, match=message) as caught:
+      call(x)
+    assert '\n' not in str(caught.value)
+
+
+def test_float64_is_cast_once_with_one_warning():
+  x = clusters()[0].astype(np.float64)
+  params = params_of('full', num_features=3)
+  for call in (
+    functools.partial(gmm.fit, KEY, num_components=3),
+    functools.partial(gmm.predict, params),
+    functools.partial(gmm.bic, params),
+  ):
+    with pytest.warns(UserWarning, match='x is float64') as caught:
+      call(x)
+    assert len(caught) == 1
 
 
 def test_further_points_must_fit_the_first():

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import logging
 import os
 import pathlib
 import warnings
@@ -19,6 +20,8 @@ from jaxclust import kmeans
 from jaxclust.numerics import InputError, StopReason
 
 KEY = jax.random.key(0)
+
+INITS = ['k-means++', 'k-means||', 'random']
 
 # Few restarts compile fast; the number of restarts has tests of its own.
 fit = functools.partial(kmeans.fit, num_restarts=2)
@@ -314,9 +317,12 @@ def test_the_score_is_the_inertia():
   np.testing.assert_allclose(score, -result.inertia, rtol=1e-5)
 
 
-def test_the_inertia_never_rises():
+@pytest.mark.parametrize('metric', kmeans.METRICS)
+def test_the_inertia_never_rises(metric):
   x = jax.random.uniform(KEY, (1000, 10))
-  state = kmeans.start(KEY, x, num_clusters=12, num_restarts=3, init='random')
+  state = kmeans.start(
+    KEY, x, num_clusters=12, num_restarts=3, init='random', metric=metric
+  )
   first = state.inertia
   _, history = kmeans.run(state, x, 30, tol=0.0)
   chex.assert_shape(history, (30, 3))
@@ -355,7 +361,7 @@ def test_offset_and_scale_do_not_change_the_labels(offset, scale):
   assert agree == 1
 
 
-@pytest.mark.parametrize('init', ['k-means++', 'k-means||', 'random'])
+@pytest.mark.parametrize('init', INITS)
 def test_permuted_rows_give_the_same_partition_and_numbers(init):
   x = np.random.default_rng(0).uniform(size=(500, 4)).astype(np.float32)
   x = np.concatenate([x, x[:50]])  # with duplicates
@@ -386,21 +392,43 @@ def test_whole_weights_are_repeated_rows():
   np.testing.assert_allclose(weighted.inertia, repeated.inertia, rtol=1e-5)
 
 
-def test_weights_count_only_in_proportion():
+@pytest.mark.parametrize('factor', [1000, 1e-9])
+def test_weights_count_only_in_proportion(factor):
   x, _ = blobs(spread=4.0)
   weight = np.random.default_rng(0).uniform(size=len(x)).astype(np.float32)
   one = fit(KEY, x, num_clusters=4, sample_weight=weight)
-  many = fit(KEY, x, num_clusters=4, sample_weight=weight * 1000)
+  many = fit(KEY, x, num_clusters=4, sample_weight=weight * factor)
   np.testing.assert_allclose(one.centers, many.centers, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(one.counts * factor, many.counts, rtol=1e-5)
 
 
-def test_padding_does_not_change_the_fit():
-  x, _ = blobs(spread=4.0)
+def padded_with_rows_of_no_weight(x):
+  """Rows of x with copies of some and far ones before them, and weights."""
   padding = np.concatenate([x[:20], np.full((20, 5), 1e3, np.float32)])
-  padded = np.concatenate([padding, x])
   weight = np.concatenate([np.zeros(40), np.ones(len(x))])
-  plain = fit(KEY, x, num_clusters=4)
-  result = fit(KEY, padded, num_clusters=4, sample_weight=weight)
+  return np.concatenate([padding, x]), weight
+
+
+@pytest.mark.parametrize('init', INITS)
+def test_padding_does_not_change_the_fit(init):
+  x, _ = blobs(spread=4.0)
+  padded, weight = padded_with_rows_of_no_weight(x)
+  plain = fit(KEY, x, num_clusters=4, init=init)
+  result = fit(KEY, padded, num_clusters=4, init=init, sample_weight=weight)
+  np.testing.assert_allclose(result.centers, plain.centers, atol=1e-4)
+  np.testing.assert_allclose(result.inertias, plain.inertias, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('batch_size', [32, 1024])
+def test_padding_does_not_change_a_fit_on_batches(batch_size):
+  """Starts are from a sample of 96 rows, or from all."""
+  x, _ = blobs(spread=4.0)
+  padded, weight = padded_with_rows_of_no_weight(x)
+  fit = functools.partial(
+    kmeans.fit_minibatch, KEY, num_clusters=4, batch_size=batch_size
+  )
+  plain, result = fit(x), fit(padded, sample_weight=weight)
   np.testing.assert_allclose(result.centers, plain.centers, atol=1e-4)
   np.testing.assert_allclose(result.inertias, plain.inertias, rtol=1e-5)
 
@@ -447,23 +475,41 @@ class TransformationsTest(chex.TestCase):
 
   @pytest.mark.slow
   def test_a_fit_under_vmap_is_a_loop_of_fits(self):
-    x = jnp.stack([jnp.asarray(blobs(seed=s)[0]) for s in range(3)])
+    x = jnp.stack([jnp.asarray(blobs(spread=4.0, seed=s)[0]) for s in range(3)])
 
     batched = jax.vmap(lambda x: fit(KEY, x, num_clusters=4))(x)
     for i in range(3):
       alone = fit(KEY, x[i], num_clusters=4)
-      np.testing.assert_allclose(batched.inertia[i], alone.inertia, rtol=1e-5)
-      assert same_partition(
+      np.testing.assert_allclose(batched.inertia[i], alone.inertia, rtol=1e-6)
+      np.testing.assert_array_equal(
         kmeans.predict(batched.centers[i], x[i]),
         kmeans.predict(alone.centers, x[i]),
       )
 
+  @pytest.mark.slow
+  def test_a_fit_does_not_depend_on_jit(self):
+    x = jnp.asarray(blobs(num_points=40, spread=4.0)[0])
+    plain = fit(KEY, x, num_clusters=4)
+    jitted = jax.jit(lambda x: fit(KEY, x, num_clusters=4))(x)
+    with jax.disable_jit():
+      eager = fit(KEY, x, num_clusters=4)
+    for other in (jitted, eager):
+      np.testing.assert_allclose(other.inertias, plain.inertias, rtol=1e-6)
+      np.testing.assert_array_equal(
+        kmeans.predict(other.centers, x), kmeans.predict(plain.centers, x)
+      )
+
   def test_restarts_together_are_restarts_in_a_loop(self):
     x = blobs(spread=5.0, num_clusters=8)[0]
-    together = kmeans.start(KEY, x, num_clusters=8, num_restarts=7)
-    starts = together.frame.leave(together.centers)
-    together = fit(KEY, x, num_clusters=8, init=starts)
+    state = kmeans.start(KEY, x, num_clusters=8, num_restarts=7)
+    starts = state.frame.leave(state.centers)
+    state, _ = kmeans.run(state, x)
+    together = kmeans.best(state)
     alone = [fit(KEY, x, num_clusters=8, init=s) for s in starts]
+    for run, one in zip(state.frame.leave(state.centers), alone, strict=True):
+      assert same_partition(
+        kmeans.predict(run, x), kmeans.predict(one.centers, x)
+      )
     inertias = [float(a.inertia) for a in alone]
     np.testing.assert_allclose(together.inertias, inertias, rtol=1e-6)
     best = alone[int(np.argmin(inertias))]
@@ -484,12 +530,20 @@ class TransformationsTest(chex.TestCase):
     chex.assert_trees_all_close(state, whole, rtol=1e-6, atol=1e-6)
 
 
-def test_a_new_tolerance_compiles_nothing():
-  x, _ = blobs()
-  fit(KEY, x, num_clusters=4, tol=1e-4, max_steps=50)
-  before = kmeans._run._cache_size(), kmeans._start._cache_size()
-  fit(jax.random.key(1), x, num_clusters=4, tol=1e-3, max_steps=60)
-  assert (kmeans._run._cache_size(), kmeans._start._cache_size()) == before
+def test_a_second_call_with_a_new_tolerance_compiles_nothing(caplog):
+  x, _ = blobs(num_points=301)  # of which no other test has programs
+
+  def compiled(key, **options):
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+      result = fit(key, x, num_clusters=4, **options)
+      kmeans.predict(result.centers, x)
+    return [text for text in caplog.messages if 'XLA compilation' in text]
+
+  other = jax.random.key(1)
+  assert compiled(KEY, tol=1e-4, max_steps=50)
+  assert not compiled(KEY, tol=1e-4, max_steps=50)
+  assert not compiled(other, tol=1e-3, max_steps=60)
 
 
 def test_a_key_gives_one_result():
@@ -507,6 +561,14 @@ def test_as_many_clusters_as_points_have_no_inertia():
   assert fit(KEY, x, num_clusters=12).inertia == 0
 
 
+@pytest.mark.parametrize('init', INITS)
+def test_one_point_is_a_cluster(init):
+  result = fit(KEY, LINE[2:3], num_clusters=1, init=init)
+  np.testing.assert_array_equal(result.centers, [[10]])
+  assert result.inertia == 0
+  assert result.converged
+
+
 def test_the_center_of_one_cluster_is_the_mean():
   x, _ = blobs()
   result = fit(KEY, x, num_clusters=1)
@@ -515,20 +577,22 @@ def test_the_center_of_one_cluster_is_the_mean():
   np.testing.assert_allclose(result.inertia, total, rtol=1e-5)
 
 
-def test_equal_rows_are_one_distinct_cluster():
-  x = np.full((20, 3), 5.5, np.float32)
-  with pytest.warns(UserWarning, match='1 distinct of 4'):
-    result = fit(KEY, x, num_clusters=4)
+@pytest.mark.parametrize('init', INITS)
+def test_equal_rows_are_one_distinct_cluster(init):
+  x = np.full((21, 4), 5.5, np.float32)
+  with pytest.warns(UserWarning, match='1 distinct of 5'):
+    result = fit(KEY, x, num_clusters=5, init=init)
   assert result.inertia == 0
   assert result.num_steps <= 2
   chex.assert_tree_all_finite(result)
 
 
-def test_too_few_distinct_rows_give_that_many_labels():
+@pytest.mark.parametrize('init', INITS)
+def test_too_few_distinct_rows_give_that_many_labels(init):
   x = np.repeat(np.random.default_rng(0).normal(size=(3, 4)), 7, axis=0)
   x = x.astype(np.float32)
   with pytest.warns(UserWarning, match='3 distinct of 5'):
-    result = fit(KEY, x, num_clusters=5, tol=0.0)
+    result = fit(KEY, x, num_clusters=5, init=init, tol=0.0)
   assert len(np.unique(kmeans.predict(result.centers, x))) == 3
   assert result.converged
 
@@ -549,6 +613,35 @@ def test_an_empty_cluster_takes_the_farthest_point():
   np.testing.assert_array_equal(result.counts, [3, 1])
   labels = kmeans.predict(result.centers, x)
   np.testing.assert_array_equal(labels, [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize('num_steps', [1, 5])
+def test_relocated_clusters_hold_the_points_that_are_nearest(num_steps):
+  x, _ = blobs(spread=4.0)
+  far = np.full((3, 5), 1e3, np.float32) * np.arange(1, 4)[:, None]
+  start = np.concatenate([x[:4], far.astype(np.float32)])
+  state = kmeans.start(KEY, x, num_clusters=7, init=start)
+  assert (state.counts == 0).sum() == 3
+  for _ in range(5 // num_steps):
+    state, _ = kmeans.run(state, x, num_steps, tol=0.0)
+    centers = state.frame.leave(state.centers[0])
+    labels = kmeans.predict(centers, x)
+    np.testing.assert_array_equal(np.bincount(labels), state.counts[0])
+    sums = np.eye(7)[labels].T @ np.asarray(state.frame.enter(jnp.asarray(x)))
+    np.testing.assert_allclose(state.sums[0], sums, atol=1e-3)
+  assert (state.counts > 0).all()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_starts_empty_takes_points_of_batches():
+  x, _ = blobs(spread=4.0)
+  start = np.concatenate([x[:3], np.full((1, 5), 1e3, np.float32)])
+  result = kmeans.fit_minibatch(
+    KEY, x, num_clusters=4, init=start, batch_size=64
+  )
+  labels = kmeans.predict(result.centers, x)
+  np.testing.assert_array_equal(np.bincount(labels), result.counts)
+  assert (result.counts > 0).all()
 
 
 def test_no_tolerance_is_so_large_that_a_cluster_stays_empty():
@@ -610,12 +703,11 @@ def test_clusters_far_from_the_mean_keep_their_distances(gap):
   assert same_partition(kmeans.predict(result.centers, x), truth)
 
 
-def test_rows_without_weight_are_no_random_seeds():
+@pytest.mark.parametrize('init', INITS)
+def test_rows_without_weight_are_no_seeds(init):
   x = jnp.arange(8.0)[:, None]
   weight = jnp.array([0.0, 1, 0, 1, 0, 0, 1, 0])
-  state = kmeans.start(
-    KEY, x, num_clusters=3, init='random', sample_weight=weight
-  )
+  state = kmeans.start(KEY, x, num_clusters=3, init=init, sample_weight=weight)
   for run in state.frame.leave(state.centers):
     np.testing.assert_allclose(np.sort(run[:, 0]), [1, 3, 6], atol=1e-5)
   with pytest.raises(InputError, match='only 3 rows have a positive weight'):
@@ -630,6 +722,10 @@ def test_an_inertia_that_turns_nan_keeps_the_last_centers():
   broken, _ = kmeans.run(state, x.at[5, 1].set(jnp.nan), 3)
   assert (broken.stop_reason == StopReason.NONFINITE).all()
   chex.assert_trees_all_equal(broken.centers, state.centers)
+  result = kmeans.best(broken)
+  assert not result.converged
+  with pytest.warns(UserWarning, match='the inertia is not finite'):
+    kmeans.warn(result)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.uint8])
@@ -645,12 +741,25 @@ def test_narrow_data_are_summed_in_float32(dtype):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'num_clusters': 5}, 'num_clusters is 5, but x has only 4 rows'),
-    ({'num_clusters': 2.5}, 'num_clusters is 2.5'),
+    (
+      {'num_clusters': 5},
+      'num_clusters is 5, but x has only 4 rows: ask for at most',
+    ),
+    *(
+      ({'num_clusters': k}, f'num_clusters is {k!r}: .* of at least 1')
+      for k in (0, -1, 2.5, 'ten')
+    ),
     ({'num_clusters': 2, 'num_restarts': 0}, 'num_restarts is 0'),
     ({'num_clusters': 2, 'init': 'best'}, "init is 'best'"),
-    ({'num_clusters': 2, 'init': np.ones((3, 1))}, r'init has shape \(3, 1\)'),
-    ({'num_clusters': 2, 'init': np.full((2, 1), np.nan)}, 'NaN'),
+    (
+      {'num_clusters': 2, 'init': np.ones((3, 1))},
+      r'init has shape \(3, 1\): it must end in \[2, 1\]',
+    ),
+    ({'num_clusters': 2, 'init': np.ones((3, 2, 2))}, r'end in \[2, 1\]'),
+    (
+      {'num_clusters': 2, 'init': np.array([[1], [np.nan]])},
+      'init has values that are NaN or infinite: give others',
+    ),
     ({'num_clusters': 2, 'tol': -1}, 'tol is -1'),
     ({'num_clusters': 2, 'max_steps': 0}, 'max_steps is 0'),
     ({'num_clusters': 2, 'block_size': -5}, 'block_size is -5'),
@@ -658,8 +767,71 @@ def test_narrow_data_are_summed_in_float32(dtype):
   ],
 )
 def test_options_that_cannot_be_used_are_named(options, message):
-  with pytest.raises(InputError, match=message):
+  with pytest.raises(InputError, match=message) as caught:
     fit(KEY, LINE, **options)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_clusters': 5}, 'num_clusters is 5, but x has only 4 rows'),
+    ({'num_clusters': 'ten'}, "num_clusters is 'ten'"),
+    ({'num_clusters': 2, 'init': np.full((2, 1), np.nan)}, 'NaN or infinite'),
+    ({'num_clusters': 2, 'batch_size': 0}, 'batch_size is 0'),
+    ({'num_clusters': 2, 'num_batches': 0.5}, 'num_batches is 0.5'),
+    (
+      {'num_clusters': 2, 'sample_weight': [0, 0, 1, 0]},
+      'num_clusters is 2, but only 1 rows have a positive weight: ask for',
+    ),
+  ],
+)
+def test_options_of_batches_that_cannot_be_used_are_named(options, message):
+  with pytest.raises(InputError, match=message):
+    kmeans.fit_minibatch(KEY, LINE, **options)
+
+
+@pytest.mark.parametrize(
+  ('x', 'weight', 'message'),
+  [
+    (
+      LINE.at[2, 0].set(np.nan),
+      None,
+      r'1 values .* NaN .* \(nan\) at row 2, column 0: remove those rows',
+    ),
+    (LINE.at[3, 0].set(-np.inf), None, r'\(-inf\) at row 3, column 0'),
+    (LINE[:0], None, r'x has shape \(0, 1\): it must be \[N, D\]'),
+    (LINE * 1e19, None, r'x reaches 1.1e\+20: beyond .* divide x by'),
+    (LINE, np.zeros(4), 'sample_weight sums to 0: at least one weight must'),
+    (LINE, [1, 1, -1, 1], r'sample_weight\[2\] is -1.*at least 0'),
+    (LINE, [1, np.nan, 1, 1], r'sample_weight\[1\] is nan.*must be finite'),
+    (LINE, np.ones(3), r'sample_weight has shape \(3,\): x has 4 rows'),
+  ],
+)
+def test_points_and_weights_that_cannot_be_used_are_named(x, weight, message):
+  calls = [
+    functools.partial(function, KEY, num_clusters=2, sample_weight=weight)
+    for function in (kmeans.fit, kmeans.fit_minibatch, kmeans.start)
+  ]
+  calls.append(lambda x: kmeans.score(LINE[:2], x, weight))
+  if weight is None:
+    calls.append(functools.partial(kmeans.predict, LINE[:2]))
+    calls.append(functools.partial(kmeans.transform, LINE[:2]))
+  for call in calls:
+    with pytest.raises(InputError, match=message) as caught:
+      call(x)
+    assert '\n' not in str(caught.value)
+
+
+def test_float64_is_cast_once_with_one_warning():
+  x = blobs()[0].astype(np.float64)
+  for call in (
+    functools.partial(fit, KEY, num_clusters=4),
+    functools.partial(kmeans.predict, x[:4].astype(np.float32)),
+  ):
+    with pytest.warns(UserWarning, match='x is float64') as caught:
+      call(x)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,22 @@ def test_numbering_does_not_matter():
 
 
 @pytest.mark.parametrize(
-  'names', [[-1, 7, 100], ['cat', 'dog', 'eel'], [0.5, 1.5, 9.0]]
+  'names',
+  [
+    [-1, 7, 100],
+    [100, -1, 7],
+    ['cat', 'dog', 'eel'],
+    ['eel', 'cat', 'dog'],
+    [0.5, 1.5, 9.0],
+  ],
 )
 def test_classes_may_have_any_names(names):
   plain = np.array([0, 0, 1, 2, 2, 2])
   labels = np.array([0, 0, 1, 1, 2, 2])
-  assert metrics.scores(np.array(names)[plain], labels, 3) == metrics.scores(
-    plain, labels, 3
-  )
+  scores = metrics.scores(np.array(names)[plain], labels, 3)
+  for key, expected in metrics.scores(plain, labels, 3).items():
+    assert scores[key] == pytest.approx(expected)
+  assert scores['acc'] == pytest.approx(5 / 6)
 
 
 def test_more_clusters_than_classes_leave_some_unmatched():

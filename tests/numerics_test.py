@@ -202,6 +202,7 @@ def test_points_that_cannot_be_used_are_named(x, message):
     ([0, 0], 'sums to 0'),
     ([1, -2], r'sample_weight\[1\] is -2'),
     ([np.nan, 1], r'sample_weight\[0\] is nan'),
+    ([1, np.inf], r'sample_weight\[1\] is inf'),
     ([1, 1, 1], r'shape \(3,\)'),
   ],
 )
@@ -215,3 +216,10 @@ def test_float64_is_cast_with_a_warning():
     x, weight = numerics.check_points(np.ones((2, 2)))
   assert x.dtype == jnp.float32
   assert weight.dtype == jnp.float32
+
+
+def test_float64_stays_where_it_is_enabled():
+  with jax.enable_x64(True):
+    x, weight = numerics.check_points(np.ones((2, 2)))
+    assert x.dtype == jnp.float64
+    assert weight.dtype == jnp.float64

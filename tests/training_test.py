@@ -17,7 +17,7 @@ from jaxclust.augmentation import Augmentation, Motion, augment
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.numerics import InputError
 
-KEY = jax.random.key(0)
+KEY = jax.random.key(1)  # of a network that sees something in every image
 MODEL = Autoencoder((8, 8, 1), (4, 2))
 
 
@@ -92,7 +92,16 @@ def plain_params(params):
   return {'params': {f'Conv_{i}': layers[n] for i, n in enumerate(names)}}
 
 
-def test_steps_are_those_of_a_plain_network_and_optax():
+def test_the_network_of_these_tests_learns_from_every_image():
+  """Where nothing is positive nothing is learned, and all else would pass."""
+  pixels = training.as_pixels(draw_images(512))
+  params = first(training.init(KEY[None], MODEL).params)
+  out = MODEL.apply(params, pixels)
+  assert (out > 0).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize('batch_size', [8, 1])
+def test_steps_are_those_of_a_plain_network_and_optax(batch_size):
   images = draw_images(40)
   state = training.init(KEY[None], MODEL)
   params = plain_params(first(state.params))
@@ -110,12 +119,16 @@ def test_steps_are_those_of_a_plain_network_and_optax():
       return optax.apply_updates(params, updates), opt_state, value
 
   losses = []
-  for rows in rows_of(5, images, batch_size=8)[0]:
+  for rows in rows_of(5, images, batch_size=batch_size)[0]:
     batch = images[rows].astype(jnp.float32) / 255
     params, opt_state, value = step(params, opt_state, batch)
     losses.append(float(value))
-  state = train(images, 5, batch_size=8, learning_rate=1e-2, state=state)
-  np.testing.assert_allclose(state.loss_sum[0] / 40, np.mean(losses), rtol=1e-4)
+  state = train(
+    images, 5, batch_size=batch_size, learning_rate=1e-2, state=state
+  )
+  np.testing.assert_allclose(
+    state.loss_sum[0], batch_size * np.sum(losses), rtol=1e-4
+  )
   chex.assert_trees_all_close(
     plain_params(first(state.params)), params, rtol=1e-3, atol=1e-4
   )
@@ -162,13 +175,29 @@ def test_training_lowers_the_loss():
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_not_full_is_a_smaller_batch():
+@pytest.mark.parametrize('num_images', [1, 3])
+def test_a_batch_that_is_not_full_is_a_smaller_batch(num_images):
   """Three images in a batch of eight are three images in a batch of three."""
-  images = draw_images(3)
+  images = draw_images(num_images)
   padded = train(images, 4, batch_size=8)
-  exact = train(images, 4, batch_size=3)
+  exact = train(images, 4, batch_size=num_images)
   chex.assert_trees_all_close(padded.params, exact.params, atol=1e-6)
   np.testing.assert_allclose(padded.loss_sum, exact.loss_sum, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_last_batch_of_an_epoch_may_be_smaller():
+  images = draw_images(11)
+  rows = rows_of(2, images, batch_size=8)
+  padded = train(images, 2, batch_size=8)
+  state = training.init(KEY[None], MODEL)
+  for part in (rows[:, :1], rows[:, 1:, :3]):
+    rates = np.full(1, 1e-3, np.float32)
+    state = training.train_steps(
+      state, images, KEY[None], part, rates, model=MODEL
+    )
+  chex.assert_trees_all_close(padded.params, state.params, atol=1e-6)
+  np.testing.assert_allclose(padded.loss_sum, state.loss_sum, rtol=1e-5)
 
 
 def test_an_epoch_sees_every_image_once():
@@ -433,6 +462,19 @@ def test_black_images_train_without_nan():
   chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.parametrize('shape', [(9, 28, 28, 1), (3, 5, 7, 3)])
+def test_bytes_are_the_same_points_as_floats(shape):
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  images[0, 0, 0, 0], images[-1, -1, -1, -1] = 255, 0
+  floats = images.astype(np.float32) / 255
+  points = training.as_points(jnp.asarray(images))
+  np.testing.assert_allclose(points, floats.reshape(len(floats), -1), rtol=1e-7)
+  np.testing.assert_array_equal(
+    training.as_points(jnp.asarray(floats)), floats.reshape(len(floats), -1)
+  )
+  assert points.dtype == jnp.float32
+
+
 @pytest.mark.slow
 def test_bytes_are_the_same_images_as_floats():
   images = draw_images(20)
@@ -452,6 +494,18 @@ def test_codes_do_not_depend_on_the_batch(batch_size):
   chex.assert_shape(codes, (20, 8))
   direct = MODEL.apply(params, training.as_pixels(images), method='encode')
   np.testing.assert_allclose(codes, direct, atol=1e-5)
+
+
+@pytest.mark.parametrize('batch_size', [1, 8, 20, 64])
+def test_losses_do_not_depend_on_the_batch(batch_size):
+  images = draw_images(20)
+  params = training.init(KEY[None], MODEL).params
+  found = training.sum_losses(
+    params, images, model=MODEL, batch_size=batch_size
+  )
+  pixels = training.as_pixels(images)
+  losses = training.image_losses(first(params), pixels, pixels, model=MODEL)
+  np.testing.assert_allclose(found, [losses.sum()], rtol=1e-5)
 
 
 def test_a_call_gives_up_the_buffers_of_its_state():
