@@ -32,7 +32,8 @@ def losses(path: pathlib.Path, records: Sequence[dict]) -> None:
     points = [(r['epoch'], r[key]) for r in records if key in r]
     if points:
       axes.plot(*zip(*points, strict=True), label=label)
-  axes.set_yscale('log')
+  if any(r['train_loss'] > 0 for r in records):
+    axes.set_yscale('log')
   axes.set_xlabel('epoch')
   axes.set_ylabel('mean squared error')
   axes.grid(alpha=0.3, which='both')

@@ -692,6 +692,13 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
       f'{empty} of {num_components} components have lost all their points: '
       'use fewer'
     )
+  occupied = np.asarray(result.params.means)[np.asarray(result.counts) > 0]
+  distinct = len(np.unique(occupied, axis=0))
+  if distinct < len(occupied):
+    messages.append(
+      f'EM found {distinct} distinct of {num_components} components: x has too '
+      'few distinct rows, or starts were equal; use fewer, or other starts'
+    )
   reason = int(result.stop_reason)
   if reason == StopReason.MAX_STEPS:
     messages.append(

@@ -646,7 +646,10 @@ def _start(
 def _start_from_sample(key, x, sample_weight, size, options):
   """`start` on so many rows that stand for all."""
   weight = sample_weight
-  if size < x.shape[0]:
+  num_points = x.shape[0]
+  if not isinstance(weight, jax.core.Tracer):  # else padding cannot be seen
+    num_points = int((weight > 0).sum())
+  if size < num_points:
     rows = _draw_rows(jax.random.fold_in(key, 0), sample_weight, size)
     x, weight = x[rows], jnp.ones_like(weight[:size])
   state, _ = _begin(key, x, weight, block_size=None, **options)

@@ -440,8 +440,13 @@ def errors(
 
 
 def as_points(images: jax.Array) -> jax.Array:
-  """Pixels `[N, H W C]` of images `[N, H, W, C]`, as `as_pixels` has them."""
-  return as_pixels(images).reshape(images.shape[0], -1)
+  """Pixels `[N, H W C]` of images `[N, H, W, C]`; bytes are divided by 255 to
+  the last bit, as k-means draws its starts by the content of rows."""
+  pixels = numerics.as_float(images)
+  if images.dtype == jnp.uint8:
+    # Of a number XLA would take the reciprocal.
+    pixels /= lax.optimization_barrier(jnp.full_like(pixels, 255))
+  return pixels.reshape(images.shape[0], -1)
 
 
 def as_pixels(images: jax.Array) -> jax.Array:

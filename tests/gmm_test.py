@@ -737,11 +737,21 @@ def test_too_few_distinct_rows_give_that_many_labels(covariance):
   assert result.converged
 
 
+@pytest.mark.parametrize('init', ['random', 'k-means++'])
+def test_components_that_are_one_are_told_of(init):
+  x = np.full((50, 2), 3.0, np.float32)
+  with pytest.warns(UserWarning, match='EM found 1 distinct of 4 components'):
+    gmm.fit(KEY, x, num_components=4, covariance='diag', init=init)
+
+
 @pytest.mark.parametrize('covariance', FAMILIES)
 def test_equal_initial_means_leave_no_component_empty(covariance):
   x, _ = clusters()
   start = np.stack([x[0], x[0]])
-  result = gmm.fit(KEY, x, num_components=2, init=start, covariance=covariance)
+  with pytest.warns(UserWarning, match='1 distinct of 2 components'):
+    result = gmm.fit(
+      KEY, x, num_components=2, init=start, covariance=covariance
+    )
   assert (result.counts > 0).all()
 
 

@@ -420,7 +420,7 @@ def test_padding_does_not_change_the_fit(init):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('batch_size', [32, 1024])
+@pytest.mark.parametrize('batch_size', [32, 105, 1024])
 def test_padding_does_not_change_a_fit_on_batches(batch_size):
   """Starts are from a sample of 96 rows, or from all."""
   x, _ = blobs(spread=4.0)
