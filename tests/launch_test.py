@@ -288,6 +288,10 @@ def test_a_flat_folder_of_grey_needs_a_run_of_its_channels(tmp_path, capfd):
   assert run('predict', tmp_path / 'found', *flags) == 2
   message = capfd.readouterr().err
   assert 'images have 3 channels, and 1 are needed: convert them' in message
+  assert run('predict', tmp_path / 'found', *flags, '--config.data.size=5') == 2
+  message = capfd.readouterr().err
+  assert 'run takes images of (8, 8): leave it out' in message
+  assert not (tmp_path / 'found').exists()
   for file in folder.iterdir():
     Image.open(file).convert('L').convert('RGB').save(file)
   assert run('predict', tmp_path / 'found', *flags) == 0
