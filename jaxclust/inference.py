@@ -6,11 +6,6 @@ loads a run go the same way, so that both see the same numbers.
 
 Axes: N images, H height, W width, C channels, D features of a point,
 K clusters.
-
-Reference:
-  Hruschka, de Castro and Campello (2004), Evolutionary algorithms for
-    clustering gene-expression data (the simplified silhouette),
-    https://doi.org/10.1109/ICDM.2004.10073
 """
 
 import functools
@@ -53,7 +48,8 @@ class Assessment(NamedTuple):
 
   labels: np.ndarray  # [N] int32
   # Of a mixture the largest responsibility; of k-means, which knows no
-  # probabilities, the simplified silhouette: 1 at a center, 0 between two.
+  # probabilities, 1 - a / b for the distances a and b from the nearest and the
+  # second nearest center: 1 at a center, 0 halfway between two.
   confidence: np.ndarray  # [N] in [0, 1]
   # Of a mixture the surprise -log p(x); of k-means the distance.
   outlier_score: np.ndarray  # [N] higher is stranger
