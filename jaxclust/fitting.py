@@ -31,10 +31,10 @@ from jaxclust import (
 )
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.numerics import InputError, StopReason
-from jaxclust.training import Best, TrainState
+from jaxclust.training import AUGMENTATION, INIT, ORDER, Best, TrainState
 
-# What a seed draws, each from fold_in(key(seed), number).
-INIT, ORDER, CLUSTERS, AUGMENTATION = range(4)
+# What a seed draws beside what a training does, in the same way.
+CLUSTERS = 2
 
 _SECONDS_BETWEEN_CHECKPOINTS = 10
 

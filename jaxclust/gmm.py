@@ -598,13 +598,21 @@ def predict(
   return jnp.argmax(joint, axis=1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames='num_samples')
 def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
   """Draws points `[num_samples, D]` from the mixture.
 
   Raises:
     InputError: if num_samples is no number of points.
   """
+  return sample_with_labels(key, params, num_samples)[0]
+
+
+@functools.partial(jax.jit, static_argnames='num_samples')
+def sample_with_labels(
+  key: jax.Array, params: GMMParams, num_samples: int
+) -> tuple[jax.Array, jax.Array]:
+  """The points of `sample`, and the components `[num_samples]` int32 that they
+  are drawn from."""
   numerics.check_count('num_samples', num_samples, low=0)
   family = FAMILIES[family_of(params)]
   num_components, num_features = params.means.shape
@@ -621,7 +629,8 @@ def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
     drawn = params.means[k][None] + family.color(scale, noise)
     return jnp.where((labels == k)[:, None], drawn, x)
 
-  return lax.fori_loop(0, num_components, body, noise)
+  x = lax.fori_loop(0, num_components, body, noise)
+  return x, labels.astype(jnp.int32)
 
 
 def bic(

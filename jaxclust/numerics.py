@@ -572,7 +572,7 @@ def _check_weights(weight: jax.Array) -> None:
     )
   if not values.sum() > 0:
     raise InputError(
-      'sample_weight sums to 0: at least one weight must be positive'
+      'sample_weight sums to 0: at least one weight must be above zero'
     )
   bound = float(np.sqrt(float(np.finfo(values.dtype).max)))
   if not values.sum(dtype=np.float64) <= bound:

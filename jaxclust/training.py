@@ -45,6 +45,9 @@ _BATCH = 'batch'
 # Of activations; parameters and losses are float32.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
+# What a training draws, each from fold_in(key, number).
+INIT, ORDER, AUGMENTATION = 0, 1, 3
+
 # (peak, number of steps) -> a schedule of Optax.
 SCHEDULES = {
   'constant': lambda peak, num_steps: optax.constant_schedule(peak),
@@ -103,6 +106,62 @@ def check_options(
       raise InputError(
         f'{name} is {value!r}: it must be one of {", ".join(known)}'
       )
+
+
+def fit(
+  keys: jax.Array,
+  images: jax.Array,
+  *,
+  model: Autoencoder,
+  num_epochs: int,
+  batch_size: int,
+  learning_rate: float,
+) -> tuple[Any, np.ndarray]:
+  """Trains a network for each key, on images that the device holds.
+
+  Args:
+    keys: `[R]`, of all that a run draws.
+    images: `[N, H, W, C]` uint8, or floats in [0, 1].
+    model: the network.
+    num_epochs: E.
+    batch_size: B.
+    learning_rate: of Adam.
+
+  Returns:
+    The networks' variables `[R, ...]`, and their mean losses `[E, R]`, each
+    epoch's over its own steps. A NaN or an infinity in either ends the training
+    after its epoch, for the caller to judge.
+
+  Raises:
+    InputError: for options out of range.
+  """
+  check_options(
+    num_epochs=num_epochs, batch_size=batch_size, learning_rate=learning_rate
+  )
+  fold_in = jax.vmap(jax.random.fold_in, (0, None))
+  mesh = make_mesh(model, batch_size)
+  state = replicate(mesh, init(fold_in(keys, INIT), model))
+  images = replicate(mesh, images)
+  draws = replicate(mesh, fold_in(keys, AUGMENTATION))
+  rows = jnp.arange(len(images), dtype=jnp.int32)
+  num_steps = steps_per_epoch(len(images), batch_size)
+  rates = learning_rates(num_steps, num_steps, learning_rate=learning_rate)
+  losses = []
+  for epoch in range(num_epochs):
+    order = draw_order(fold_in(keys, ORDER), epoch, rows, batch_size)
+    state = train_steps(
+      start_epoch(state),
+      images,
+      draws,
+      replicate(mesh, order),
+      rates,
+      model=model,
+      mesh=mesh,
+    )
+    losses.append(np.asarray(state.loss_sum) / len(images))
+    if not is_finite((state.params, state.loss_sum)).all():
+      break
+  return jax.device_put(state.params, mesh.devices[0]), np.stack(losses)
 
 
 @functools.partial(jax.jit, static_argnames='model')

@@ -110,6 +110,23 @@ def test_seeds_side_by_side_are_seeds_alone(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_training_in_memory_is_the_same(tmp_path, monkeypatch):
+  monkeypatch.setattr(training, '_CPU_SHARE', 1)
+  monkeypatch.setattr(training, '_PART', 8)
+  saved = train(tmp_path, test_images=None, seeds=(3, 4))
+  names = ('num_epochs', 'batch_size', 'learning_rate')
+  params, found = training.fit(
+    jnp.stack([jax.random.key(3), jax.random.key(4)]),
+    jnp.asarray(IMAGES),
+    model=MODEL,
+    **{name: OPTIONS[name] for name in names},
+  )
+  chex.assert_trees_all_equal(params, saved.params)
+  logged = [losses(tmp_path, seed) for seed in (3, 4)]
+  np.testing.assert_array_equal(found.T, np.array(logged, float)[..., 1])
+
+
+@pytest.mark.slow
 def test_devices_that_share_batches_train_alike(tmp_path, monkeypatch):
   options = {'batch_size': 64, 'noise': 0.0, 'patience': 2}
   monkeypatch.setattr(training, '_CPU_SHARE', np.inf)

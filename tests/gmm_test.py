@@ -208,6 +208,16 @@ def test_samples_have_the_moments_of_the_mixture(covariance):
   np.testing.assert_allclose(np.cov(x.T), cov, atol=0.05)
 
 
+def test_samples_come_with_their_components():
+  params = params_of('diag', num_components=2)
+  far = params._replace(means=jnp.array([[0.0, 0.0], [1e3, 0.0]]))
+  x, labels = gmm.sample_with_labels(KEY, far, 50)
+  np.testing.assert_array_equal(labels, gmm.predict(far, x))
+  assert labels.dtype == jnp.int32
+  assert len(np.unique(labels)) == 2
+  np.testing.assert_array_equal(x, gmm.sample(KEY, far, 50))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64', 'bool'])
 def test_any_real_numbers_can_be_fitted_where_float64_is_enabled(dtype):

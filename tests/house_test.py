@@ -23,7 +23,7 @@ LAYERS = [
   {'augmentation', 'streaming', 'stopping', 'figures', 'report'},
   {'kmeans', 'autoencoder', 'page', 'board'},
   {'gmm', 'training'},
-  {'peers', 'selection', 'keras_worker', 'fitting'},
+  {'peers', 'selection', 'keras_worker', 'fitting', 'estimators'},
   {'benchmark', 'inference'},
   {'experiments'},
 ]

@@ -508,6 +508,17 @@ def test_losses_do_not_depend_on_the_batch(batch_size):
   np.testing.assert_allclose(found, [losses.sum()], rtol=1e-5)
 
 
+def test_codes_are_decoded_in_batches():
+  images = draw_images(20)
+  params = first(training.init(KEY[None], MODEL).params)
+  params = jax.tree.map(lambda a: a + 0.1, params)  # so that relus are passed
+  codes = training.encode(params, images, model=MODEL, batch_size=7)
+  out = training.decode(params, codes, model=MODEL, batch_size=7)
+  direct = MODEL.apply(params, training.as_pixels(images))
+  assert out.std() > 0.01
+  np.testing.assert_allclose(out, direct, rtol=1e-5)
+
+
 def test_a_call_gives_up_the_buffers_of_its_state():
   images = draw_images(16)
   state = training.init(KEY[None], MODEL)

@@ -1,0 +1,407 @@
+"""scikit-learn's estimators over the functions: its own checks, its numbers."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.cluster
+import sklearn.datasets
+import sklearn.mixture
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from jaxclust import gmm, kmeans, training
+from jaxclust.estimators import ConvAutoencoder, GaussianMixture, KMeans
+from jaxclust.numerics import InputError
+
+# Small, for each check has shapes of its own, to be compiled.
+CHECKED = [
+  KMeans(2, n_init=1, max_iter=20),
+  GaussianMixture(
+    2, covariance_type='diag', init_params='random_from_data', max_iter=20
+  ),
+  ConvAutoencoder(features=(2,), epochs=1, batch_size=64),
+]
+EXPECTED_FAILURES = {
+  'KMeans': {
+    'check_sample_weight_equivalence_on_dense_data': (
+      '1e-7 is asked, which float32 rounds away; and starts are drawn anew '
+      'where rows are repeated, see test_weights_are_repeated_rows'
+    )
+  }
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _compile_without_much_ado():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def blobs(num_points=150, num_features=3, num_clusters=3, spread=1.0, seed=0):
+  x, _ = sklearn.datasets.make_blobs(
+    num_points, num_features, centers=num_clusters, cluster_std=spread,
+    random_state=seed,
+  )  # fmt: skip
+  return x.astype(np.float32)
+
+
+X = blobs()
+IMAGES = sklearn.datasets.load_digits().data[:120].astype(np.float32)
+SMALL = ConvAutoencoder(
+  (8, 8), features=(4, 2), epochs=3, batch_size=32, learning_rate=1e-2,
+  random_state=3,
+)  # fmt: skip
+
+
+def close(a, b, rtol=1e-4, atol=1e-4):
+  np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def order_of(means):
+  return np.argsort(means[:, 0])
+
+
+# scikit-learn's own checks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+  'ignore::sklearn.exceptions.ConvergenceWarning',
+  'ignore::sklearn.exceptions.SkipTestWarning',
+)
+@parametrize_with_checks(
+  CHECKED,
+  expected_failed_checks=lambda e: EXPECTED_FAILURES.get(type(e).__name__, {}),
+)
+def test_an_estimator_is_what_scikit_learn_asks_of_one(estimator, check):
+  check(estimator)
+
+
+# The functions, under other names
+
+
+def test_k_means_is_the_function():
+  found = KMeans(3, n_init=2, random_state=7).fit(X)
+  result = kmeans.fit(jax.random.key(7), X, num_clusters=3, num_restarts=2)
+  np.testing.assert_array_equal(found.cluster_centers_, result.centers)
+  labels = kmeans.predict(result.centers, X)
+  np.testing.assert_array_equal(found.labels_, labels)
+  np.testing.assert_array_equal(found.predict(X), labels)
+  np.testing.assert_array_equal(
+    found.transform(X), kmeans.transform(result.centers, X)
+  )
+  assert found.inertia_ == float(result.inertia)
+  assert found.n_iter_ == int(result.num_steps)
+  assert found.score(X) == float(kmeans.score(result.centers, X))
+  assert found.labels_.dtype == found.predict(X).dtype == np.int32
+  assert found.cluster_centers_.dtype == found.transform(X).dtype == np.float32
+
+
+def test_a_mixture_is_the_function():
+  found = GaussianMixture(3, covariance_type='diag', random_state=7).fit(X)
+  result = gmm.fit(jax.random.key(7), X, num_components=3, covariance='diag')
+  np.testing.assert_array_equal(found.means_, result.params.means)
+  np.testing.assert_array_equal(found.predict(X), gmm.predict(result.params, X))
+  np.testing.assert_array_equal(
+    found.predict_proba(X), gmm.responsibilities(result.params, X)
+  )
+  assert found.lower_bound_ == float(result.log_likelihood)
+  assert found.n_iter_ == int(result.num_steps)
+  assert found.converged_ is True
+  close(found.score(X), found.lower_bound_)
+  assert found.predict(X).dtype == np.int32
+
+
+def test_an_autoencoder_is_the_function():
+  found = clone(SMALL).fit(IMAGES)
+  images = jnp.asarray(IMAGES / 16).reshape(-1, 8, 8, 1)
+  params, losses = training.fit(
+    jax.random.key(3)[None],
+    images,
+    model=found.model_,
+    num_epochs=3,
+    batch_size=32,
+    learning_rate=1e-2,
+  )
+  np.testing.assert_array_equal(found.loss_curve_, losses[:, 0])
+  own = jax.tree.map(lambda a: a[0], params)
+  codes = training.encode(own, images, model=found.model_, batch_size=32)
+  np.testing.assert_array_equal(found.transform(IMAGES), codes)
+  assert found.transform(IMAGES).shape == (120, 8)
+
+
+def test_an_int_is_the_seed_and_a_random_state_draws_one():
+  first = KMeans(3, n_init=2, random_state=0)
+  again, other = clone(first), clone(first).set_params(random_state=5)
+  again.set_params(random_state=np.random.RandomState(5))
+  seed = np.random.RandomState(5).randint(np.iinfo(np.int32).max)
+  drawn = clone(first).set_params(random_state=seed)
+  x = np.random.default_rng(0).normal(size=X.shape)
+  found = [e.fit(x).cluster_centers_ for e in (first, again, drawn, other)]
+  np.testing.assert_array_equal(found[1], found[2])
+  assert not np.array_equal(found[0], found[1])
+  assert not np.array_equal(found[2], found[3])
+
+
+# The numbers of scikit-learn, from the same starts
+
+
+def test_k_means_ends_where_scikit_learns_does():
+  x = blobs(spread=4.0)
+  start = x[:3]
+  ours = KMeans(3, init=start, tol=0).fit(x)
+  theirs = sklearn.cluster.KMeans(3, init=start, n_init=1, tol=0).fit(x)
+  mine, peer = map(order_of, (ours.cluster_centers_, theirs.cluster_centers_))
+  close(ours.cluster_centers_[mine], theirs.cluster_centers_[peer])
+  close(ours.inertia_, theirs.inertia_)
+  close(ours.transform(x)[:, mine], theirs.transform(x)[:, peer])
+  close(ours.score(x), theirs.score(x))
+  np.testing.assert_array_equal(
+    np.argsort(mine)[ours.labels_], np.argsort(peer)[theirs.labels_]
+  )
+  assert (np.diff(np.bincount(ours.labels_)) <= 0).all()
+
+
+@pytest.mark.parametrize('family', gmm.FAMILIES)
+def test_a_mixture_ends_where_scikit_learns_does(family):
+  x = blobs(spread=2.0)
+  options = {'covariance_type': family, 'tol': 1e-5, 'max_iter': 500}
+  ours = GaussianMixture(3, means_init=x[:3], reg=0, **options).fit(x)
+  covariance = np.cov(x.T, bias=True).astype(np.float32)
+  variance = np.diag(covariance)
+  precisions = {
+    'full': np.stack(3 * [np.linalg.inv(covariance)]),
+    'tied': np.linalg.inv(covariance),
+    'diag': np.stack(3 * [1 / variance]),
+    'spherical': np.full(3, 1 / variance.mean()),
+  }
+  theirs = sklearn.mixture.GaussianMixture(
+    3, means_init=x[:3], weights_init=np.full(3, 1 / 3), reg_covar=0,
+    precisions_init=precisions[family], **options,
+  ).fit(x)  # fmt: skip
+  mine, peer = order_of(ours.means_), order_of(theirs.means_)
+  close(ours.weights_[mine], theirs.weights_[peer], atol=1e-3)
+  close(ours.means_[mine], theirs.means_[peer], atol=1e-2)
+  for name in ('covariances_', 'precisions_', 'precisions_cholesky_'):
+    found, wanted = getattr(ours, name), getattr(theirs, name)
+    assert found.shape == wanted.shape
+    if family != 'tied':
+      found, wanted = found[mine], wanted[peer]
+    close(found, wanted, rtol=1e-2, atol=1e-2)
+  close(
+    ours.predict_proba(x)[:, mine], theirs.predict_proba(x)[:, peer], 0, 0.01
+  )
+  close(ours.score_samples(x), theirs.score_samples(x), atol=1e-2)
+  for name in ('score', 'bic', 'aic'):
+    close(getattr(ours, name)(x), getattr(theirs, name)(x), atol=0)
+
+
+def test_weights_are_repeated_rows():
+  weight = np.random.default_rng(0).permutation(np.arange(len(X)) % 3)
+  repeated = X.repeat(weight, axis=0)
+  start = X[weight > 0][:3]
+  ours = KMeans(3, init=start)
+  plain = clone(ours).fit(repeated)
+  ours.fit(X, sample_weight=weight.tolist())
+  close(ours.cluster_centers_, plain.cluster_centers_)
+  close(ours.inertia_, plain.inertia_)
+  close(ours.score(X, sample_weight=weight), plain.score(repeated))
+  mixture = GaussianMixture(3, means_init=start, covariance_type='diag')
+  plain = clone(mixture).fit(repeated)
+  mixture.fit(X, sample_weight=weight)
+  close(mixture.means_, plain.means_)
+  for name in ('bic', 'aic'):
+    weighted = getattr(mixture, name)(X, sample_weight=weight)
+    close(weighted, getattr(plain, name)(repeated))
+
+
+# Rows as images
+
+
+def test_codes_do_not_depend_on_the_units_of_the_rows():
+  plain = clone(SMALL).fit(IMAGES)
+  moved = clone(SMALL).fit(IMAGES * 8 - 3)
+  close(moved.transform(IMAGES * 8 - 3), plain.transform(IMAGES))
+  close(moved.score(IMAGES * 8 - 3), 64 * plain.score(IMAGES), rtol=1e-3)
+  close(moved.loss_curve_, plain.loss_curve_)
+  decoded = moved.inverse_transform(moved.transform(IMAGES * 8 - 3))
+  close(decoded, plain.inverse_transform(plain.transform(IMAGES)) * 8 - 3, 0, 1)
+  assert decoded.shape == IMAGES.shape
+  assert decoded.dtype == np.float32
+  bytes_ = clone(SMALL).fit(IMAGES.astype(np.uint8))
+  np.testing.assert_array_equal(bytes_.loss_curve_, plain.loss_curve_)
+
+
+def test_the_score_is_the_negative_error_of_reconstructions():
+  rows = IMAGES * 5 + 7
+  found = clone(SMALL).fit(rows)
+  assert found.loss_curve_[0] > found.loss_curve_[-1] > 0
+  for x in (rows, IMAGES[:, ::-1] * 6):
+    decoded = found.inverse_transform(found.transform(x))
+    close(found.score(x), -np.square(decoded - x).mean())
+
+
+def test_rows_are_lines_unless_a_shape_is_given():
+  found = ConvAutoencoder(features=(2,), epochs=1).fit(IMAGES[:20, :10])
+  assert found.model_.image_shape == (1, 10, 1)
+  assert found.transform(IMAGES[:20, :10]).shape == (20, 10)
+  names = found.get_feature_names_out()
+  assert names.tolist() == [f'convautoencoder{i}' for i in range(10)]
+  with pytest.raises(InputError, match='X has 5 features: it must have the 10'):
+    found.inverse_transform(np.ones((2, 5)))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'message'),
+  [
+    ((28, 28), r'image_shape is \(28, 28\): .* product of 64, as X has 64'),
+    ((64,), r'image_shape is \(64,\): it must be \(H, W\) or \(H, W, C\)'),
+    ((8, -8), 'each of image_shape is -8'),
+    ((8, 8.0), 'each of image_shape is 8.0'),
+  ],
+)
+def test_a_shape_that_rows_do_not_have_is_named(shape, message):
+  with pytest.raises(InputError, match=message) as caught:
+    ConvAutoencoder(shape).fit(IMAGES)
+  assert '\n' not in str(caught.value)
+
+
+# Mistakes in the words of scikit-learn
+
+
+@pytest.mark.parametrize(
+  ('estimator', 'message'),
+  [
+    (KMeans(200), r'^n_clusters is 200, but x has only 150 rows: ask for'),
+    (KMeans(n_init=0), '^n_init is 0: it must be a whole number of at least 1'),
+    (KMeans(max_iter=0), '^max_iter is 0'),
+    (KMeans(init='best'), "^init is 'best'"),
+    (KMeans(metric='l1'), "^metric is 'l1'"),
+    (GaussianMixture(0), '^n_components is 0'),
+    (GaussianMixture(covariance_type='round'), "^covariance_type is 'round'"),
+    (GaussianMixture(init_params='best'), "^init_params is 'best'.*means_init"),
+    (GaussianMixture(reg=-1), '^reg is -1'),
+    (GaussianMixture(2, means_init=X[:3]), r'^means_init has shape \(3, 3\)'),
+    (ConvAutoencoder(epochs=0), '^epochs is 0'),
+    (ConvAutoencoder(features=()), '^features is empty'),
+    (ConvAutoencoder(batch_size=0), '^batch_size is 0'),
+  ],
+)
+def test_a_mistake_is_told_in_names_of_the_estimator(estimator, message):
+  with pytest.raises(InputError, match=message):
+    estimator.fit(X)
+
+
+def test_a_fit_that_does_not_converge_warns_as_scikit_learn_does():
+  x = blobs(spread=9.0)
+  with pytest.warns(
+    ConvergenceWarning, match='in 1 steps: raise max_iter'
+  ) as w:
+    KMeans(3, max_iter=1, tol=0, init=x[:3]).fit(x)
+  assert [warning.filename for warning in w] == [__file__]
+  with pytest.warns(ConvergenceWarning, match='in 1 steps: raise max_iter'):
+    found = GaussianMixture(3, max_iter=1, tol=0, means_init=x[:3]).fit(x)
+  assert found.converged_ is False
+
+
+def test_a_network_that_is_not_finite_is_an_error():
+  with pytest.raises(InputError, match=r'is 1e\+38: in epoch 1 .* lower it'):
+    clone(SMALL).set_params(learning_rate=1e38).fit(IMAGES)
+
+
+def test_what_is_not_fitted_says_so():
+  for estimator in (KMeans(), GaussianMixture(), ConvAutoencoder()):
+    for name in ('predict', 'transform', 'inverse_transform', 'score', 'bic'):
+      if hasattr(estimator, name):
+        with pytest.raises(NotFittedError):
+          getattr(estimator, name)(X)
+  with pytest.raises(NotFittedError):
+    GaussianMixture().sample()
+
+
+# In scikit-learn's company
+
+
+def test_copies_and_pickles_are_alike():
+  for estimator in (
+    KMeans(3, n_init=2, random_state=0),
+    GaussianMixture(3, covariance_type='diag', random_state=0),
+    clone(SMALL).set_params(features=[4, 2]),
+  ):
+    x = IMAGES if isinstance(estimator, ConvAutoencoder) else X
+    estimator.fit(x)
+    again = pickle.loads(pickle.dumps(estimator))
+    method = 'transform' if hasattr(estimator, 'transform') else 'predict_proba'
+    np.testing.assert_array_equal(
+      getattr(again, method)(x), getattr(estimator, method)(x)
+    )
+    bare = clone(estimator)
+    assert bare.get_params() == estimator.get_params()
+    assert not any(name.endswith('_') for name in vars(bare))
+
+
+@pytest.mark.slow
+def test_a_mixture_on_codes_is_a_pipeline():
+  mixture = GaussianMixture(3, covariance_type='diag', random_state=2)
+  pipeline = make_pipeline(clone(SMALL), mixture)
+  labels = pipeline.fit_predict(IMAGES)
+  codes = clone(SMALL).fit_transform(IMAGES)
+  result = gmm.fit(
+    jax.random.key(2), codes, num_components=3, covariance='diag'
+  )
+  np.testing.assert_array_equal(labels, gmm.predict(result.params, codes))
+  np.testing.assert_array_equal(pipeline.predict(IMAGES), labels)
+  close(pipeline.score(IMAGES), result.log_likelihood)
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_number_of_clusters():
+  def separation(estimator, x, y=None):
+    return silhouette_score(x, estimator.predict(x))
+
+  search = GridSearchCV(
+    KMeans(n_init=2, random_state=0), {'n_clusters': [2, 3]},
+    scoring=separation, cv=2,
+  )  # fmt: skip
+  search.fit(blobs(300, spread=0.3))
+  assert search.best_params_ == {'n_clusters': 3}
+  assert len(np.unique(search.predict(X))) == 3
+
+
+def test_a_sample_comes_with_its_components():
+  found = GaussianMixture(3, covariance_type='diag', random_state=4)
+  found.fit(blobs(spread=0.1))
+  x, labels = found.sample(20)
+  assert x.shape == (20, 3)
+  np.testing.assert_array_equal(labels, found.predict(x))
+  with pytest.raises(InputError, match='n_samples is -1'):
+    found.sample(-1)
+
+
+def test_columns_keep_their_names():
+  pandas = pytest.importorskip('pandas')
+  frame = pandas.DataFrame(X, columns=['a', 'b', 'c'])
+  found = (
+    KMeans(3, n_init=2, random_state=0)
+    .set_output(transform='pandas')
+    .fit(frame)
+  )
+  assert found.feature_names_in_.tolist() == ['a', 'b', 'c']
+  assert list(found.transform(frame)) == ['kmeans0', 'kmeans1', 'kmeans2']
+  with pytest.warns(UserWarning, match='feature names'):
+    found.predict(X)
+
+
+def test_float64_and_lists_are_taken_without_a_warning():
+  plain = KMeans(3, n_init=2, random_state=0).fit(X)
+  found = clone(plain).fit(X.astype(np.float64))
+  np.testing.assert_array_equal(found.labels_, plain.labels_)
+  np.testing.assert_array_equal(found.predict(X.tolist()), plain.labels_)
