@@ -380,7 +380,7 @@ def _from_folder(name, root, size):
 def _read_images(paths, size):
   """Returns files as one array of one size, in RGB if their modes differ."""
   headers = [
-    _decode(path, lambda image: (image.size[::-1], image.mode))
+    _decode(path, lambda image: (_upright_size(image), image.mode))
     for path in paths
   ]
   sizes, modes = zip(*headers, strict=True)
@@ -400,9 +400,24 @@ def _read_images(paths, size):
   _check_size(paths[0].parent, math.prod(shape))
   images = np.empty(shape, np.uint8)
   for row, (path, found) in enumerate(zip(paths, sizes, strict=True)):
-    pixels = _decode(path, lambda image: np.asarray(image.convert(mode)))
+    pixels = _decode(path, lambda image: _upright(image, mode))
     images[row] = _resized_image(pixels.reshape(*found, len(mode)), size)
   return images
+
+
+def _upright_size(image):
+  """Returns (height, width) of an image as a camera says that it was held."""
+  from PIL import ExifTags
+
+  turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+  return image.size if turned else image.size[::-1]
+
+
+def _upright(image, mode):
+  """Returns the pixels of an image in a mode, turned as a camera says."""
+  from PIL import ImageOps
+
+  return np.asarray(ImageOps.exif_transpose(image).convert(mode))
 
 
 def _common_size(paths, sizes):

@@ -124,7 +124,8 @@ def run(
       dataset = experiment.load(config)
     experiment.check(config, dataset)
     if directory is None:
-      directory = workdir.new_path(f'{config.experiment}-{dataset.name}')
+      name = pathlib.Path(dataset.name).stem  # it may be a path
+      directory = workdir.new_path(f'{config.experiment}-{name}')
     with workdir.claim(directory, config.to_dict()) as path:
       report.say(
         f'{config.experiment} on {dataset.name} '

@@ -975,6 +975,24 @@ def test_mixed_modes_become_rgb(tmp_path):
   np.testing.assert_array_equal(data.load(str(tmp_path)).images, expected)
 
 
+@pytest.mark.parametrize(
+  ('orientation', 'turn'),
+  [
+    (1, lambda image: image),
+    (3, lambda image: image[::-1, ::-1]),
+    (6, lambda image: np.rot90(image, -1)),
+    (8, lambda image: np.rot90(image, 1)),
+  ],
+)
+def test_an_image_is_turned_as_its_camera_says(tmp_path, orientation, turn):
+  image = _images(6, 5)
+  exif = Image.Exif()
+  exif[274] = orientation
+  Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
+  found = data.load(str(tmp_path)).images
+  np.testing.assert_array_equal(found[0, ..., 0], turn(image))
+
+
 def _cut(path):
   path.write_bytes(path.read_bytes()[:-40])
 

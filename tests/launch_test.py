@@ -772,6 +772,17 @@ def test_a_run_needs_no_other_framework_and_writes_plain_lines(name, tmp_path):
   assert all(c.isprintable() or c == '\n' for c in told)
 
 
+def test_a_directory_is_named_for_the_file_of_its_data(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  images = np.random.default_rng(0).integers(0, 256, (60, 6, 7), np.uint8)
+  np.save(tmp_path / 'mine.npy', images)
+  config = f'--config={ROOT}/configs/kmeans.py'
+  data = f'--config.data.name={tmp_path}/mine.npy'
+  assert launch.main(['launch.py', config, data, *SMALL['kmeans']]) == 0
+  (path,) = (tmp_path / 'runs').iterdir()
+  assert path.name.startswith('kmeans-mine-')
+
+
 def test_help_needs_no_device():
   env = os.environ | {'JAX_PLATFORMS': 'none_such'}
   done = subprocess.run(
