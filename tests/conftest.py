@@ -30,3 +30,20 @@ def _forget_what_was_compiled():
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope='module')
+def light_compiler():
+  """Programs that run once are compiled in three quarters of the time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def whole_compiler():
+  """For the large data of a test among those of `light_compiler`."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)

@@ -38,11 +38,7 @@ EXPECTED_FAILURES = {
 }
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _compile_without_much_ado():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('light_compiler')
 
 
 def blobs(num_points=150, num_features=3, num_clusters=3, spread=1.0, seed=0):
