@@ -56,6 +56,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   elif variant == 'fashion_mnist':
     config.reference = ConfigDict(
       {
+        'dataset': 'fashion_mnist',
         'train': {
           'ari': 0.4095,
           'cluster_purity': (

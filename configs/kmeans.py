@@ -34,6 +34,7 @@ def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
   if variant == 'fashion_mnist':
     config.reference = ConfigDict(
       {
+        'dataset': 'fashion_mnist',
         'train': {
           'ari': 0.3476,
           'cluster_purity': (

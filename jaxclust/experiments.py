@@ -140,7 +140,9 @@ def run(
         summary |= found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
         summary['warnings'] = messages
-        html = page.render(summary, config.to_dict(), sections, command)
+        html = page.render(
+          summary, config.to_dict(), _reference(config), sections, command
+        )
         workdir.write_text(path, 'report.html', html)
         workdir.write_json(path, 'summary.json', summary)
       experiment.show(config, summary)
@@ -639,7 +641,13 @@ def _recorded_warnings() -> Iterator[list[str]]:
 
 
 def _show_scores(config, summary):
-  report.closing_table(summary, config.get('reference', ConfigDict()))
+  report.closing_table(summary, _reference(config))
+
+
+def _reference(config):
+  """The published scores of the same images, if there are any."""
+  found = config.get('reference', ConfigDict()).to_dict()
+  return found if found.get('dataset') == config.data.name else {}
 
 
 _PIPELINE = Experiment(_check_pipeline, _run_pipeline, _show_scores)

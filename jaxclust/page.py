@@ -306,6 +306,7 @@ def _convergence(findings, folder):
 def render(
   summary: dict,
   config: dict,
+  reference: dict,
   sections: Sequence[Section],
   command: str | None = None,
 ) -> str:
@@ -313,7 +314,8 @@ def render(
 
   Args:
     summary: what the run has found.
-    config: what was run; its `reference` are published scores.
+    config: what was run.
+    reference: published scores, as `report.headline` takes them.
     sections: as `draw` gives them.
     command: what was typed.
   """
@@ -329,7 +331,7 @@ def render(
   return environment.get_template('page.html').render(
     summary=summary,
     config=json.dumps(config, indent=2),
-    headline=report.headline(summary, config.get('reference') or {}),
+    headline=report.headline(summary, reference),
     sections=sections,
     command=command,
   )

@@ -777,15 +777,20 @@ def test_a_run_needs_no_other_framework_and_writes_plain_lines(name, tmp_path):
   assert all(c.isprintable() or c == '\n' for c in told)
 
 
-def test_a_directory_is_named_for_the_file_of_its_data(tmp_path, monkeypatch):
+def test_own_data_name_the_directory_and_are_compared_with_no_other(
+  tmp_path, monkeypatch, capfd
+):
   monkeypatch.chdir(tmp_path)
   images = np.random.default_rng(0).integers(0, 256, (60, 6, 7), np.uint8)
-  np.save(tmp_path / 'mine.npy', images)
+  np.savez(tmp_path / 'mine.npz', images=images, labels=np.arange(60) % 3)
   config = f'--config={ROOT}/configs/kmeans.py'
-  data = f'--config.data.name={tmp_path}/mine.npy'
+  data = f'--config.data.name={tmp_path}/mine.npz'
   assert launch.main(['launch.py', config, data, *SMALL['kmeans']]) == 0
   (path,) = (tmp_path / 'runs').iterdir()
   assert path.name.startswith('kmeans-mine-')
+  published = '0.3476'
+  assert published in (ROOT / 'configs' / 'kmeans.py').read_text()
+  assert published not in capfd.readouterr().out
 
 
 def test_help_needs_no_device():

@@ -98,7 +98,7 @@ def test_an_embedding_that_cannot_be_had_is_named(monkeypatch):
 def test_a_page_offers_both_embeddings(tmp_path):
   pytest.importorskip('openTSNE')
   sections = page.draw(findings(), tmp_path, 'tsne')
-  text = page.render(SUMMARY, {}, sections)
+  text = page.render(SUMMARY, {}, {}, sections)
   assert list(json.loads(Tags(text).scripts[0])['places']) == ['pca', 'tsne']
   assert 'value="tsne"' in text
   assert (tmp_path / 'map_tsne_class.png').is_file()
@@ -235,7 +235,7 @@ class Tags(html.parser.HTMLParser):
 
 def test_a_page_holds_all_and_takes_names_as_text(tmp_path):
   sections = page.draw(findings(), tmp_path)
-  text = page.render(SUMMARY, {'seed': 3}, sections, 'python launch.py')
+  text = page.render(SUMMARY, {'seed': 3}, {}, sections, 'python launch.py')
   assert 'mine &amp; &lt;yours&gt;' in text
   found = Tags(text)
   assert 'b' not in {tag for tag, _ in found.tags}
@@ -265,7 +265,7 @@ def test_a_page_without_labels_network_or_history(tmp_path):
   assert [s.title for s in sections] == [
     *('Clusters', 'Map', 'Sizes and confidence')
   ]
-  text = page.render(SUMMARY, {}, sections)
+  text = page.render(SUMMARY, {}, {}, sections)
   assert 'by class' not in text
 
 
@@ -286,7 +286,7 @@ def test_a_browser_shows_the_page_and_asks_for_nothing(
   api = pytest.importorskip('playwright.sync_api')
   sections = page.draw(findings(channels=channels), tmp_path / 'figures')
   path = tmp_path / 'report.html'
-  path.write_text(page.render(SUMMARY, {}, sections))
+  path.write_text(page.render(SUMMARY, {}, {}, sections))
   with api.sync_playwright() as player:
     browser = player.chromium.launch(executable_path=CHROMIUM, args=QUIET)
     tab = browser.new_page(viewport={'width': width, 'height': 800})
