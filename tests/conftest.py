@@ -41,9 +41,8 @@ def light_compiler():
 
 
 @pytest.fixture
-def whole_compiler():
+def whole_compiler(light_compiler):
   """For the large data of a test among those of `light_compiler`."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update('jax_disable_most_optimizations', False)
   yield
-  jax.config.update('jax_disable_most_optimizations', before)
+  jax.config.update('jax_disable_most_optimizations', True)
