@@ -405,19 +405,27 @@ def _read_images(paths, size):
   return images
 
 
-def _upright_size(image):
-  """Returns (height, width) of an image as a camera says that it was held."""
+def _orientation(image):
+  """Returns how a camera says that it was held, 1 to 8; unless an image says so
+  at its head, Pillow would decode it all to look for it."""
   from PIL import ExifTags
 
-  turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-  return image.size if turned else image.size[::-1]
+  tags = image.getexif() if 'exif' in image.info else {}
+  return tags.get(ExifTags.Base.Orientation, 1)
+
+
+def _upright_size(image):
+  """Returns (height, width) of an image once it is turned."""
+  return image.size if _orientation(image) > 4 else image.size[::-1]
 
 
 def _upright(image, mode):
   """Returns the pixels of an image in a mode, turned as a camera says."""
   from PIL import ImageOps
 
-  return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+  if _orientation(image) > 1:
+    image = ImageOps.exif_transpose(image)
+  return np.asarray(image.convert(mode))
 
 
 def _common_size(paths, sizes):
