@@ -154,8 +154,8 @@ def closing_table(summary: dict, reference: dict) -> None:
   table = rich.table.Table(box=rich.box.SIMPLE)
   for i, heading in enumerate(head):
     table.add_column(heading or title, justify='right' if i else 'left')
-  for row in rows:
-    table.add_row(*row)
+  for name, *cells in rows:
+    table.add_row(name.partition(',')[0], *cells)
   means = summary.get('mean', summary)
   splits = [
     scores[split]['cluster_purity']

@@ -558,7 +558,7 @@ def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
   assert run('ae_kmeans', tmp_path / 'run', *flags) == 0
   out = capfd.readouterr().out
   assert 'silhouette' in out
-  assert 'ARI of the restarts' in out
+  assert 'stability' in out
   summary = read(tmp_path / 'run')
   assert not {'train', 'test'} & summary.keys()
   assert -1 < summary['fit']['silhouette'] < 1
