@@ -46,16 +46,16 @@ def confusion(
   classes: np.ndarray,
   labels: np.ndarray,
   num_clusters: int,
-  label_names: Sequence[str],
+  names: Sequence[str],
 ) -> None:
   """Draws the counts of classes by cluster, matched clusters on the diagonal.
 
   Args:
     path: of the PNG.
-    classes: `[N]` true classes.
+    classes: `[N]` true classes, 0 to C - 1.
     labels: `[N]` clusters.
     num_clusters: K.
-    label_names: of the classes 0 to C - 1; () to show the classes themselves.
+    names: of the classes.
   """
   table = metrics.confusion(classes, labels, num_clusters)
   rows, columns = metrics.match(table)
@@ -63,10 +63,7 @@ def confusion(
   matched_rows = np.concatenate([rows, np.setdiff1d(range(len(table)), rows)])
   order = np.concatenate([columns, rest])
   table = table[matched_rows][:, order]
-  names = [
-    label_names[int(c)] if label_names else str(c)
-    for c in np.unique(classes)[matched_rows]
-  ]
+  names = [names[row] for row in matched_rows]
   size = 1.4 + 0.42 * max(table.shape)
   figure = Figure(figsize=(size + 1, size), layout='constrained')
   axes = figure.add_subplot()

@@ -65,14 +65,15 @@ class Clusterer(NamedTuple):
   clusters: Callable  # result -> centers [K, D] or GMMParams, as follows
   predict: Callable  # (clusters, x [N, D]) -> labels [N]
   centers: Callable  # clusters -> [K, D]
-  judge: Callable  # (clusters, x [N, D]) -> confidence [N], outlier score [N]
+  # (clusters, x [N, D], distances [N, K] from the centers)
+  judge: Callable  # -> confidence [N], outlier score [N]
 
 
-def _judge_by_distance(centers, x):
+def _judge_by_distance(centers, x, distances):
   """Confidence is 1 - a / b for the distances a and b from the nearest and the
   second nearest center: 1 at a center, 0 halfway between two. An outlier is far
   from its center."""
-  distances = np.asarray(kmeans.transform(centers, x))
+  del x
   nearest = distances.min(axis=1)
   if len(centers) == 1:
     return np.ones_like(nearest), nearest
@@ -82,8 +83,9 @@ def _judge_by_distance(centers, x):
   return 1 - ratio, nearest
 
 
-def _judge_by_density(params, x):
+def _judge_by_density(params, x, distances):
   """Confidence is the largest responsibility. An outlier is improbable."""
+  del distances
   shares = np.asarray(gmm.responsibilities(params, x))
   return shares.max(axis=1), np.asarray(gmm.outlier_score(params, x))
 

@@ -130,10 +130,10 @@ class Model(NamedTuple):
   def judge(self, x: jax.Array) -> Assessment:
     """What `assess` finds, of points `[N, D]`."""
     labels = np.asarray(self.assign(x))
-    confidence, outlier_score = CLUSTERERS[self.clusterer].judge(
-      self.clusters, x
-    )
     distances = np.asarray(kmeans.transform(self.centers, x))
+    confidence, outlier_score = CLUSTERERS[self.clusterer].judge(
+      self.clusters, x, distances
+    )
     distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
     return Assessment(labels, confidence, outlier_score, distance)
 

@@ -47,7 +47,7 @@ class Section(NamedTuple):
   text: str = ''
   charts: Sequence[tuple[pathlib.Path, str]] = ()
   strips: Sequence[tuple[pathlib.Path, str]] = ()
-  clusters: Sequence[dict] = ()  # see `_cluster_cards`
+  clusters: Sequence[dict] = ()  # see `_cluster_card`
   map: dict | None = None  # see `_map`
 
 
@@ -77,7 +77,7 @@ def draw(
   sections = [
     _training(findings, folder),
     _reconstructions(findings, folder),
-    _agreement(findings, folder),
+    _agreement(findings, names, folder),
     _clusters(findings, names, folder),
     _map(findings, names, folder, embedding),
     _sizes(findings, folder),
@@ -131,7 +131,7 @@ def _reconstructions(findings, folder):
   )
 
 
-def _agreement(findings, folder):
+def _agreement(findings, names, folder):
   if not findings.scores:
     return None
   purity, confusion = folder / 'purity.png', folder / 'confusion.png'
@@ -139,11 +139,7 @@ def _agreement(findings, folder):
     purity, {s: f['cluster_purity'] for s, f in findings.scores.items()}
   )
   figures.confusion(
-    confusion,
-    findings.classes,
-    findings.labels,
-    len(findings.centers),
-    findings.label_names,
+    confusion, names[0], findings.labels, len(findings.centers), names[1]
   )
   return Section(
     'Clusters and classes',
