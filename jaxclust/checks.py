@@ -1,0 +1,186 @@
+"""Checks of options and arrays; each raises an InputError.
+
+Traced values pass: only shapes and dtypes of them are known.
+
+Axes: N points, D features.
+"""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust.errors import InputError
+
+# Rows of x copied at a time to find a value that is not finite.
+_ROWS_OF_A_LOOK = 2**16
+
+
+def is_traced(*arrays: Any) -> bool:
+  """Whether JAX traces any of the arrays, so that values are unknown."""
+  return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(arrays))
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+  """Returns a whole number of at least `low`."""
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < low:
+    raise InputError(
+      f'{name} is {value!r}: it must be a whole number of at least {low}'
+    )
+  return int(value)
+
+
+def check_number(
+  name: str, value: Any, low: float = 0.0, high: float = np.inf
+) -> None:
+  """Checks that a number is finite and within its bounds."""
+  if is_traced(value):
+    return
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if getattr(value, 'ndim', None) == 0:
+    number = True
+  if not number or not np.isfinite(float(value)) or not low <= value <= high:
+    bounds = f'of at least {low:g}'
+    if high < np.inf:
+      bounds = f'from {low:g} to {high:g}'
+    raise InputError(
+      f'{name} is {value!r}: it must be a finite number {bounds}'
+    )
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+  """Checks that a value is one of the named choices."""
+  if not isinstance(value, str) or value not in choices:
+    raise InputError(
+      f'{name} is {value!r}: it must be one of {", ".join(choices)}'
+    )
+
+
+def check_groups(name: str, num_groups: Any, num_points: int) -> int:
+  """Returns a number of clusters or components, at most one for each row."""
+  count = check_count(name, num_groups)
+  if count > num_points:
+    raise InputError(
+      f'{name} is {count}, but x has only {num_points} rows: ask for at most '
+      f'as many {name.removeprefix("num_")} as rows'
+    )
+  return count
+
+
+def check_centers(
+  name: str, centers: Any, num_clusters: int | None, num_features: int
+) -> None:
+  """Checks centers `[K, D]` or `[R, K, D]`; any K is accepted if None."""
+  shape = tuple(np.shape(centers))
+  rows = shape[-2] if len(shape) > 1 else 0
+  if num_clusters is not None and rows != num_clusters:
+    rows = 0
+  if (
+    len(shape) not in (2, 3)
+    or shape[-1] != num_features
+    or 0 in shape[:-2]
+    or not rows
+  ):
+    raise InputError(
+      f'{name} has shape {shape}: it must end in '
+      f'[{num_clusters or "K"}, {num_features}], as x has {num_features} '
+      'features'
+    )
+  if not is_traced(centers) and not np.isfinite(np.asarray(centers)).all():
+    raise InputError(f'{name} has values that are NaN or infinite: give others')
+
+
+def check_features(x: Any, num_features: int) -> None:
+  """Checks that points have the features of those fitted before."""
+  shape = np.shape(x)
+  if len(shape) != 2 or shape[1] != num_features:
+    raise InputError(
+      f'x has shape {shape}: it must be [N, {num_features}], with the features '
+      'of the first points'
+    )
+
+
+def check_shape(x: Any) -> None:
+  """Checks that x is `[N, D]` of real numbers."""
+  if x.ndim != 2 or 0 in x.shape:
+    raise InputError(
+      f'x has shape {tuple(x.shape)}: it must be [N, D], both at least 1'
+    )
+  kinds = (jnp.floating, jnp.integer, jnp.bool_)
+  if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+    raise InputError(f'x is of dtype {x.dtype}: it must be real numbers')
+
+
+def check_largest(x: Any, largest: float, dtype: Any) -> None:
+  """Checks the largest magnitude of x, which is NaN if any value is.
+
+  Args:
+    x: `[N, D]`, read only to name the first value that is not finite.
+    largest: of the magnitudes.
+    dtype: of the computation.
+  """
+  if not np.isfinite(largest):
+    total, first = 0, None
+    for start in range(0, len(x), _ROWS_OF_A_LOOK):
+      block = np.asarray(x[start : start + _ROWS_OF_A_LOOK], np.float32)
+      bad = np.argwhere(~np.isfinite(block))
+      total += len(bad)
+      if first is None and len(bad):
+        row, column = bad[0]
+        first = f'({block[row, column]}) at row {start + row}, column {column}'
+    raise InputError(
+      f'x has {total} values that are NaN or infinite, the first {first}: '
+      'remove those rows or fill them in'
+    )
+  size = x.shape[0] * x.shape[1]
+  bound = float(np.sqrt(float(jnp.finfo(dtype).max) / (4 * size)))
+  if largest > bound:
+    raise InputError(
+      f'x reaches {largest:.3g}: beyond {bound:.3g} sums of squares overflow '
+      f'{jnp.dtype(dtype).name}; divide x by a constant'
+    )
+
+
+def check_weights(weight: Any, num_points: int) -> None:
+  """Checks weights `[N]`: finite, at least 0, and with a positive sum."""
+  if np.shape(weight) != (num_points,):
+    raise InputError(
+      f'sample_weight has shape {np.shape(weight)}: x has {num_points} rows, '
+      'each needs one weight'
+    )
+  if is_traced(weight):
+    return
+  values = np.asarray(weight)
+  bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+  if bad.size:
+    raise InputError(
+      f'sample_weight[{bad[0]}] is {values[bad[0]]}, the first of {bad.size} '
+      'that are: weights must be finite and at least 0'
+    )
+  total = values.sum(dtype=np.float64)
+  if not total > 0:
+    raise InputError(
+      'sample_weight sums to 0: at least one weight must be above zero'
+    )
+  bound = float(np.sqrt(float(np.finfo(values.dtype).max)))
+  if not total <= bound:
+    raise InputError(
+      f'sample_weight sums to {total:.3g}: beyond {bound:.3g} sums overflow; '
+      'divide the weights by a constant'
+    )
+
+
+def check_positive_rows(name: str, count: int, weight: Any) -> None:
+  """Checks that weights `[N]` leave at least `count` rows."""
+  if is_traced(weight):
+    return
+  positive = int((np.asarray(weight) > 0).sum())
+  if positive < count:
+    raise InputError(
+      f'{name} is {count}, but only {positive} rows have a positive weight: '
+      'ask for at most as many'
+    )
