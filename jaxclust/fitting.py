@@ -30,6 +30,7 @@ from jaxclust import (
   workdir,
 )
 from jaxclust.autoencoder import Autoencoder
+from jaxclust.errors import RunError
 from jaxclust.numerics import InputError, StopReason
 from jaxclust.training import AUGMENTATION, INIT, ORDER, Best, TrainState
 
@@ -49,10 +50,6 @@ _CALL_BYTES = 2**28
 
 
 _split = jax.jit(jnp.split, static_argnums=(1, 2))
-
-
-class RunError(RuntimeError):
-  """A run that cannot go on; what it has saved stands."""
 
 
 class Clusterer(NamedTuple):

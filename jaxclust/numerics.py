@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclust.errors import InputError, one_line  # noqa: F401
+
 # True float32 products: a GPU would round to TF32, a TPU to bfloat16.
 PRECISION = lax.Precision.HIGHEST
 
@@ -31,15 +33,6 @@ _ACCELERATOR_BLOCK = 2**25
 # up to this share of the rows of a block may fall short of it.
 _TRUSTED_ROUNDINGS = 1e4
 _FEW_ROWS = 1 / 64
-
-
-class InputError(ValueError):
-  """Input that cannot be used: names the value, the bound and the remedy."""
-
-
-def one_line(error: Exception) -> str:
-  """What an error says, in one line."""
-  return ' '.join(str(error).split()) or type(error).__name__
 
 
 class StopReason(enum.IntEnum):
