@@ -43,16 +43,16 @@ def main(argv: Sequence[str]) -> int:
     return _fail(error, 2)
   if config is None:
     return 0
-  from jaxclust import experiments, fitting, numerics, stopping
+  from jaxclust import experiments, fitting, numerics, signals
 
   try:
-    with stopping.listening():
+    with signals.listening():
       path = experiments.run(config, workdir, shlex.join(['python', *argv]))
   except numerics.InputError as error:
     return _fail(error, 2)
   except fitting.RunError as error:
     return _fail(error, 3)
-  except stopping.Stopped as error:
+  except signals.Stopped as error:
     return _fail(error, error.status)
   print(os.path.relpath(path))
   return 0

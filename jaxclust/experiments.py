@@ -39,7 +39,7 @@ from jaxclust import (
   peers,
   report,
   selection,
-  stopping,
+  signals,
   streaming,
   workdir,
 )
@@ -587,7 +587,7 @@ def _telling_how_to_go_on(path: pathlib.Path) -> Iterator[None]:
   )
   try:
     yield
-  except stopping.Stopped:
+  except signals.Stopped:
     report.say(again)
     raise
   except (InputError, RunError):

@@ -24,7 +24,7 @@ from jaxclust import (
   gmm,
   kmeans,
   report,
-  stopping,
+  signals,
   streaming,
   training,
   workdir,
@@ -500,7 +500,7 @@ class _Saver:
     self.path, self.phase = path, phase
     self.last = begun
     self._time = time.monotonic()
-    self._postponed = stopping.postponed()
+    self._postponed = signals.postponed()
 
   def __enter__(self):
     self._postponed.__enter__()
@@ -512,13 +512,13 @@ class _Saver:
   def save(self, step, state, final=False):
     """Saves if the last time was long ago, or if there may be no other."""
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    stop = stopping.is_requested()  # asked once: what comes later waits
+    stop = signals.is_requested()  # asked once: what comes later waits
     if (due or final or stop) and step != self.last:
-      with stopping.saving():
+      with signals.saving():
         workdir.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
-      stopping.check()
+      signals.check()
 
 
 def _steps_per_call(operations):

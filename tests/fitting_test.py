@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import fitting, stopping, streaming, training, workdir
+from jaxclust import fitting, signals, streaming, training, workdir
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import RunError
 from jaxclust.numerics import InputError
@@ -299,7 +299,7 @@ def test_an_epoch_weighs_all_images_alike(num_images, batch_size, tmp_path):
 def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
   tmp_path, monkeypatch
 ):
-  ask = stopping.is_requested
+  ask = signals.is_requested
 
   def ask_just_before_it_comes():
     answer = ask()
@@ -314,8 +314,8 @@ def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
       pytest.fail('it goes on')
 
   state = {'a': jnp.zeros(2)}
-  monkeypatch.setattr(stopping, 'is_requested', ask_just_before_it_comes)
-  with pytest.raises(stopping.Stopped), stopping.listening():
+  monkeypatch.setattr(signals, 'is_requested', ask_just_before_it_comes)
+  with pytest.raises(signals.Stopped), signals.listening():
     run()
   assert workdir.restore(tmp_path, 'gmm', state)[0] == 2
 

@@ -1,10 +1,10 @@
-"""SIGTERM and Ctrl-C: what is done is saved, and the process ends.
+"""SIGTERM and Ctrl-C: the run saves its state, then the process ends.
 
-The first signal ends what runs by an exception, at once or, where that could
-lose something, at the next `check`. Who has not ended in some seconds, as it
-compiles or waits for a device, is ended then, unless it saves. A Ctrl-C after
-the first ends the process at once. A second SIGTERM changes nothing: programs
-that send one often send it twice, to the process and to its group.
+The first signal raises an exception, at once or, where that could lose work, at
+the next `check`. A process that is still there some seconds later, because it
+compiles or waits for a device, is ended then; a save may finish first. A Ctrl-C
+after the first signal ends the process at once. A second SIGTERM has no effect,
+since many programs send one to the process and one to its group.
 """
 
 import contextlib
@@ -17,12 +17,15 @@ from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# From a signal to the end, and between two looks at a save that takes longer.
-_SECONDS_TO_END, _SECONDS_TO_SAVE = 5, 1
+# Seconds from the first signal to the end of the process.
+_SECONDS_TO_END = 5
+
+# Seconds between two checks whether a save that outlasts them has finished.
+_SECONDS_TO_SAVE = 1
 
 
 class Stopped(BaseException):
-  """A signal has asked for the end; `status` is that of the process."""
+  """A signal stopped the run; `status` is the exit status of the process."""
 
   def __init__(self, number: int):
     super().__init__(f'stopped by {signal.Signals(number).name}')
@@ -30,7 +33,7 @@ class Stopped(BaseException):
 
 
 class _Requests:
-  """What has been asked for, and what it has to wait for."""
+  """The first signal, and what it has to wait for."""
 
   number: int | None = None
   waits: bool = False
@@ -42,7 +45,11 @@ _requests = _Requests()
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-  """Raises `Stopped` in place of what signals do else; main thread only."""
+  """Makes SIGTERM and Ctrl-C raise `Stopped`; call it in the main thread.
+
+  Raises:
+    Stopped: at the first signal, or at the next `check` within `postponed`.
+  """
   _requests.number, _requests.waits, _requests.saves = None, False, False
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
@@ -70,8 +77,11 @@ def _stop(number, frame):
 
 
 def _watch(reader):
-  """Ends the process where Python cannot, which runs handlers between two steps
-  of its own; the numbers of signals it writes to a pipe as they come."""
+  """Ends the process when the main thread does not.
+
+  Python runs signal handlers only between two bytecodes of the main thread, but
+  writes the number of each signal to a pipe as soon as the signal arrives.
+  """
   first, left, deadline = None, None, None
   while True:
     if deadline is not None:
@@ -99,7 +109,11 @@ def _end(number):
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-  """Lets a signal wait for the next `check`, or for the end of the context."""
+  """Postpones `Stopped` to the next `check`, or to the end of the context.
+
+  Raises:
+    Stopped: at the end of the context, if a signal arrived within it.
+  """
   _requests.waits = True
   try:
     yield
@@ -110,7 +124,7 @@ def postponed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-  """Lets the end wait for what is saved here, however long that takes."""
+  """Keeps the process alive after a signal until the context ends."""
   _requests.saves = True
   try:
     yield
@@ -119,15 +133,15 @@ def saving() -> Iterator[None]:
 
 
 def is_requested() -> bool:
-  """Whether a signal has asked for the end."""
+  """Returns whether a signal has asked the run to stop."""
   return _requests.number is not None
 
 
 def check() -> None:
-  """Ends what runs if that has been asked for.
+  """Stops the run if a signal has asked for it.
 
   Raises:
-    Stopped: then.
+    Stopped: if one has.
   """
   if _requests.number is not None:
     raise Stopped(_requests.number)

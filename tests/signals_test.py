@@ -1,4 +1,4 @@
-"""Signals end what runs: at once, when it has saved, or the second time."""
+"""Signals end a run: at once, when it has saved, or the second time."""
 
 import pathlib
 import signal
@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from jaxclust import stopping
+from jaxclust import signals
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(code):
-  """What a process of its own does with some code."""
+  """Runs code in a process of its own."""
   return subprocess.run(
     [sys.executable, '-c', code],
     cwd=ROOT,
@@ -29,11 +29,11 @@ def send(number):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_what_runs(number):
+def test_a_signal_ends_the_run(number):
   before = signal.getsignal(number)
   with (
-    pytest.raises(stopping.Stopped, match=number.name) as caught,
-    stopping.listening(),
+    pytest.raises(signals.Stopped, match=number.name) as caught,
+    signals.listening(),
   ):
     send(number)
   assert caught.value.status == 128 + number
@@ -44,28 +44,28 @@ def test_a_signal_waits_for_a_check():
   done = []
 
   def run():
-    stopping.check()
-    assert not stopping.is_requested()
+    signals.check()
+    assert not signals.is_requested()
     send(signal.SIGTERM)
-    assert stopping.is_requested()
+    assert signals.is_requested()
     done.append('saved')
-    stopping.check()
+    signals.check()
     done.append('too much')
 
   with (
-    pytest.raises(stopping.Stopped),
-    stopping.listening(),
-    stopping.postponed(),
+    pytest.raises(signals.Stopped),
+    signals.listening(),
+    signals.postponed(),
   ):
     run()
   assert done == ['saved']
 
 
-def test_a_signal_that_nobody_checks_ends_with_the_context():
+def test_a_signal_that_nothing_checks_is_raised_at_the_end_of_the_context():
   with (
-    pytest.raises(stopping.Stopped),
-    stopping.listening(),
-    stopping.postponed(),
+    pytest.raises(signals.Stopped),
+    signals.listening(),
+    signals.postponed(),
   ):
     send(signal.SIGTERM)
 
@@ -75,19 +75,19 @@ def test_another_error_is_not_hidden_by_a_signal():
     send(signal.SIGTERM)
     raise KeyError
 
-  with pytest.raises(KeyError), stopping.listening(), stopping.postponed():
+  with pytest.raises(KeyError), signals.listening(), signals.postponed():
     run()
 
 
 def test_no_signal_is_remembered_for_the_next_run():
-  with pytest.raises(stopping.Stopped), stopping.listening():
+  with pytest.raises(signals.Stopped), signals.listening():
     send(signal.SIGINT)
-  with stopping.listening(), stopping.postponed():
-    stopping.check()
+  with signals.listening(), signals.postponed():
+    signals.check()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_second_sigterm_lets_the_first_signal_be_answered(number):
+def test_a_second_sigterm_does_not_interrupt_the_first(number):
   done = []
 
   def run():
@@ -95,12 +95,12 @@ def test_a_second_sigterm_lets_the_first_signal_be_answered(number):
     for _ in range(3):
       send(signal.SIGTERM)
     done.append('saved')
-    stopping.check()
+    signals.check()
 
   with (
-    pytest.raises(stopping.Stopped, match=number.name),
-    stopping.listening(),
-    stopping.postponed(),
+    pytest.raises(signals.Stopped, match=number.name),
+    signals.listening(),
+    signals.postponed(),
   ):
     run()
   assert done == ['saved']
@@ -108,9 +108,9 @@ def test_a_second_sigterm_lets_the_first_signal_be_answered(number):
 
 STUBBORN = """
 import signal, threading
-from jaxclust import stopping
+from jaxclust import signals
 
-with stopping.listening(), stopping.postponed():
+with signals.listening(), signals.postponed():
   signal.raise_signal({first})
   print('goes on', flush=True)
   {last}
@@ -120,7 +120,7 @@ with stopping.listening(), stopping.postponed():
 
 @pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_ends_at_once(first):
-  """Even where no step of Python comes any more."""
+  """Even while the main thread runs no bytecode."""
   last = 'signal.pthread_kill(threading.main_thread().ident, 2)'
   code = STUBBORN.format(first=int(first), last=last)
   done = run(code)
@@ -129,17 +129,17 @@ def test_a_second_ctrl_c_ends_at_once(first):
 
 DEAF = """
 import signal, threading
-from jaxclust import stopping
+from jaxclust import signals
 
-stopping._SECONDS_TO_END = 0
-with stopping.listening(), stopping.postponed():
+signals._SECONDS_TO_END = 0
+with signals.listening(), signals.postponed():
   signal.raise_signal({number})
-  threading.Event().wait()  # as if for a device
+  threading.Event().wait()  # stands for a device
 """
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_who_does_not_end_in_time_is_ended(number):
+def test_a_process_that_does_not_end_in_time_is_ended(number):
   done = run(DEAF.format(number=int(number)))
   assert done.returncode == 128 + number
   assert done.stderr == f'error: stopped by {number.name}\n'
@@ -147,18 +147,18 @@ def test_who_does_not_end_in_time_is_ended(number):
 
 BUSY = """
 import signal, threading
-from jaxclust import stopping
+from jaxclust import signals
 
-stopping._SECONDS_TO_END = stopping._SECONDS_TO_SAVE = 0
-looks, look = threading.Semaphore(0), stopping.select.select
+signals._SECONDS_TO_END = signals._SECONDS_TO_SAVE = 0
+looks, look = threading.Semaphore(0), signals.select.select
 
 def counted(*args):
   looks.release()
   return look(*args)
 
-stopping.select.select = counted
-with stopping.listening(), stopping.postponed():
-  with stopping.saving():
+signals.select.select = counted
+with signals.listening(), signals.postponed():
+  with signals.saving():
     signal.raise_signal(15)
     for _ in range(9):
       looks.acquire()
