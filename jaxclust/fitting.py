@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import (
-  augmentation,
   autoencoder,
+  checkpoints,
   gmm,
   kmeans,
   report,
@@ -30,6 +30,7 @@ from jaxclust import (
   workdir,
 )
 from jaxclust.autoencoder import Autoencoder
+from jaxclust.data import augment
 from jaxclust.errors import RunError
 from jaxclust.numerics import InputError, StopReason
 from jaxclust.training import AUGMENTATION, INIT, ORDER, Best, TrainState
@@ -142,7 +143,7 @@ def cluster(
     return module.start(key, x, **start_options)
 
   phase = f'{name}-{seed}'
-  restored = workdir.restore(path, phase, jax.eval_shape(start, key, x))
+  restored = checkpoints.restore(path, phase, jax.eval_shape(start, key, x))
   begun, state = restored or (0, start(key, x))
   workdir.rewind_log(path, 'step', begun, phase=name, seed=seed)
   num_runs = len(state.num_steps)
@@ -251,7 +252,7 @@ def check_training(
       'to validate on; hold out more, or set patience to 0'
     )
   streaming.check_placement(placement)
-  augmentation.from_options(
+  augment.from_options(
     noise=noise, max_shift=max_shift, max_rotation=max_rotation
   )
 
@@ -283,7 +284,8 @@ def train(
   plan = _plan(model, images, test_images, seeds, options)
   state = training.init(draw_keys(seeds, INIT), model)
   course = _Course(state, training.no_best(state.params))
-  begun, course = workdir.restore(path, 'autoencoder', course) or (0, course)
+  restored = checkpoints.restore(path, 'autoencoder', course)
+  begun, course = restored or (0, course)
   course = training.replicate(plan.mesh, course)
   epoch = begun // plan.num_steps
   workdir.rewind_log(path, 'epoch', epoch, phase='autoencoder')
@@ -332,7 +334,7 @@ def _plan(model, images, test_images, seeds, options):
     'clip_norm': np.float32(options['clip_norm']),
     'augmentation': jax.tree.map(
       np.float32,
-      augmentation.from_options(**{name: options[name] for name in motion}),
+      augment.from_options(**{name: options[name] for name in motion}),
     ),
   }
   return _Plan(
@@ -515,7 +517,7 @@ class _Saver:
     stop = signals.is_requested()  # asked once: what comes later waits
     if (due or final or stop) and step != self.last:
       with signals.saving():
-        workdir.save(self.path, self.phase, step, state)
+        checkpoints.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
       signals.check()

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import fitting, signals, streaming, training, workdir
+from jaxclust import (
+  checkpoints,
+  fitting,
+  signals,
+  streaming,
+  training,
+  workdir,
+)
 from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import RunError
 from jaxclust.numerics import InputError
@@ -161,7 +168,7 @@ def test_a_training_stopped_within_an_epoch_goes_on(
   options = {'seeds': (0, 5), 'patience': 3, 'noise': 0.1}
   whole = train(tmp_path / 'whole', **options)
   monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
-  save = workdir.save
+  save = checkpoints.save
   for stop in (4, 6, 11):
 
     def dying(path, phase, step, state, stop=stop):
@@ -170,7 +177,7 @@ def test_a_training_stopped_within_an_epoch_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-      patch.setattr(workdir, 'save', dying)
+      patch.setattr(checkpoints, 'save', dying)
       with pytest.raises(KeyboardInterrupt):
         train(tmp_path / 'stopped', **options)
   resumed = train(tmp_path / 'stopped', **options)
@@ -220,7 +227,7 @@ def test_without_patience_the_best_are_kept_beside_the_last(tmp_path):
   epochs = np.array([train_loss for _, train_loss, _ in losses(tmp_path)])
   state = training.init(fitting.draw_keys([0], fitting.INIT), MODEL)
   course = fitting._Course(state, training.no_best(state.params))
-  _, course = workdir.restore(tmp_path, 'autoencoder', course)
+  _, course = checkpoints.restore(tmp_path, 'autoencoder', course)
   assert course.best.epoch[0] == 1 + epochs.argmin()
   assert course.best.loss[0] == np.float32(epochs.min())
   chex.assert_trees_all_equal(trained.params, course.state.params)
@@ -277,7 +284,7 @@ def test_a_learning_rate_of_a_million_ends_a_training(tmp_path, monkeypatch):
     train(tmp_path, learning_rate=1e6)
   state = training.init(fitting.draw_keys([0], fitting.INIT), MODEL)
   course = fitting._Course(state, training.no_best(state.params))
-  step, course = workdir.restore(tmp_path, 'autoencoder', course)
+  step, course = checkpoints.restore(tmp_path, 'autoencoder', course)
   assert step == 1
   chex.assert_tree_all_finite(course.state)
 
@@ -317,7 +324,7 @@ def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
   monkeypatch.setattr(signals, 'is_requested', ask_just_before_it_comes)
   with pytest.raises(signals.Stopped), signals.listening():
     run()
-  assert workdir.restore(tmp_path, 'gmm', state)[0] == 2
+  assert checkpoints.restore(tmp_path, 'gmm', state)[0] == 2
 
 
 @pytest.mark.parametrize(

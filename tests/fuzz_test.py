@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from jaxclust import data, inference, workdir
+from jaxclust import checkpoints, data, inference
 from jaxclust.gmm import GMMParams
 from jaxclust.numerics import InputError
 
@@ -183,13 +183,13 @@ FIELDS = st.sampled_from(['format', 'devices', 'arrays', 'files', 'digest'])
 )
 def test_a_manifest_is_read_or_refused(content, whole):
   if whole and isinstance(content, dict):
-    content['digest'] = workdir._digest_of(content)
+    content['digest'] = checkpoints._digest_of(content)
   try:
-    manifest = workdir.parse_manifest(json.dumps(content).encode())
+    manifest = checkpoints.parse_manifest(json.dumps(content).encode())
   except ValueError:
     return
   assert isinstance(manifest['format'], int)
-  if manifest['format'] == workdir._FORMAT:
+  if manifest['format'] == checkpoints._FORMAT:
     assert isinstance(manifest['files'], dict)
     assert isinstance(manifest['arrays'], dict)
 
@@ -198,8 +198,9 @@ FUZZ = """
 import json, sys
 import atheris
 
-with atheris.instrument_imports(include=['jaxclust.data', 'jaxclust.workdir']):
-  from jaxclust import data, workdir
+MODULES = ['jaxclust.data', 'jaxclust.workdir', 'jaxclust.checkpoints']
+with atheris.instrument_imports(include=MODULES):
+  from jaxclust import checkpoints, data, workdir
 
 def idx(content):
   array = data._parse_idx(content)
@@ -207,8 +208,8 @@ def idx(content):
 
 def manifest(content):
   found = workdir.parse_object(content)
-  found['digest'] = workdir._digest_of(found)
-  found = workdir.parse_manifest(json.dumps(found).encode())
+  found['digest'] = checkpoints._digest_of(found)
+  found = checkpoints.parse_manifest(json.dumps(found).encode())
   assert isinstance(found['format'], int)
 
 def run(content):

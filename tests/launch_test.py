@@ -19,7 +19,14 @@ from PIL import Image
 
 import jaxclust
 import launch
-from jaxclust import benchmark, data, experiments, fitting, workdir
+from jaxclust import (
+  benchmark,
+  checkpoints,
+  data,
+  experiments,
+  fitting,
+  workdir,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -370,7 +377,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
   # Each stop is a process that dies right after a checkpoint.
   for phase, step in (('autoencoder', 3 * 22), ('gmm-0', 8), ('gmm-0', 12)):
     with monkeypatch.context() as patch:
-      patch.setattr(workdir, 'save', dying(workdir.save, phase, step))
+      patch.setattr(checkpoints, 'save', dying(checkpoints.save, phase, step))
       with pytest.raises(KeyboardInterrupt):
         run('gmm', tmp_path / 'stopped', *flags)
   assert run('gmm', tmp_path / 'stopped', *flags) == 0
@@ -432,7 +439,7 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(
   tmp_path, monkeypatch, capfd
 ):
   monkeypatch.setattr(fitting, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
-  save = workdir.save
+  save = checkpoints.save
 
   def fill(path, phase, step, state):
     if step > 22:
@@ -440,7 +447,7 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(
     save(path, phase, step, state)
 
   with monkeypatch.context() as patch:
-    patch.setattr(workdir, 'save', fill)
+    patch.setattr(checkpoints, 'save', fill)
     assert run('gmm', tmp_path, *SMALL['gmm']) == 3
   message = capfd.readouterr().err
   assert 'cannot be written (No space left on device): make room' in message

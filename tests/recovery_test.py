@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxclust import workdir
+from jaxclust import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHILD = """
@@ -103,7 +103,7 @@ def whole(request, tmp_path_factory):
 
 def restore(path, phase):
   """The bytes of all arrays of the newest checkpoint, whatever they are."""
-  steps = workdir._steps(path / 'checkpoints' / phase)
+  steps = checkpoints._steps(path / 'checkpoints' / phase)
   manifest = path / 'checkpoints' / phase / f'{steps[-1]}.json'
   arrays = json.loads(manifest.read_text())['arrays']
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
