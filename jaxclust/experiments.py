@@ -9,6 +9,7 @@ Axes: N images, H height, W width, C channels, D features, K clusters.
 import contextlib
 import ctypes
 import errno
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -27,17 +28,13 @@ from ml_collections import ConfigDict
 from jaxclust import (
   autoencoder,
   benchmark,
-  board,
   data,
-  figures,
   fitting,
   gmm,
   inference,
   metrics,
   numerics,
-  page,
   peers,
-  report,
   selection,
   signals,
   streaming,
@@ -47,6 +44,7 @@ from jaxclust.autoencoder import Autoencoder
 from jaxclust.fitting import CLUSTERERS, RunError
 from jaxclust.inference import Model
 from jaxclust.numerics import InputError, StopReason
+from jaxclust.report import board, console, figures, page
 
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scikit-learn')
 
@@ -112,7 +110,7 @@ def run(
       is kept in the run directory.
   """
   if directory is not None and workdir.check(directory, config.to_dict()):
-    report.say('already finished')
+    console.say('already finished')
     return pathlib.Path(directory)
   _keep_freed_memory()
   _keep_programs()
@@ -120,14 +118,14 @@ def run(
   seconds = {}
   with _recorded_warnings() as messages:
     experiment = _check_config(config)
-    with _timed(seconds, 'data'), report.working('data'):
+    with _timed(seconds, 'data'), console.working('data'):
       dataset = experiment.load(config)
     experiment.check(config, dataset)
     if directory is None:
       name = pathlib.Path(dataset.name).stem  # it may be a path
       directory = workdir.new_path(f'{config.experiment}-{name}')
     with workdir.claim(directory, config.to_dict()) as path:
-      report.say(
+      console.say(
         f'{config.experiment} on {dataset.name} '
         f'({len(dataset.images):,} images), {_device()}, in {path}'
       )
@@ -135,7 +133,8 @@ def run(
       with contextlib.ExitStack() as stack:
         stack.enter_context(_telling_how_to_go_on(path))
         if config.get('tensorboard'):
-          stack.enter_context(board.mirror(path))
+          read = functools.partial(workdir.read_log, path)
+          stack.enter_context(board.mirror(path / 'tensorboard', read))
         found, sections = experiment.run(config, dataset, path, seconds)
         summary |= found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
@@ -161,7 +160,7 @@ def _run_pipeline(config, dataset, path, seconds):
     with _timed(seconds, name):
       x = points['train']
       result, state = fitting.cluster(path, name, seed, x, options)
-    with _timed(seconds, 'score'), report.working('score'):
+    with _timed(seconds, 'score'), console.working('score'):
       clusterer = CLUSTERERS[name]
       clusters = clusterer.clusters(result)
       model = Model(dataset.images.shape[1:], name, clusters, encoder)
@@ -176,12 +175,12 @@ def _run_pipeline(config, dataset, path, seconds):
         _write_assignments(path, result, labels, points)
         inference.save(path, model)
     if seed == config.seed:
-      with _timed(seconds, 'figures'), report.working('figures'):
+      with _timed(seconds, 'figures'), console.working('figures'):
         found = model.judge(x)
         findings = _find(dataset, model, x, found, scores)._replace(
           losses=workdir.read_log(path, phase='autoencoder', seed=seed),
           histories=_histories(path, name, seed),
-          score=clusterer.score,
+          score_name=clusterer.score,
         )
         sections = page.draw(findings, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **told})
@@ -198,7 +197,8 @@ def _over_seeds(rows):
   def over(fn, values):
     first = values[0]
     if isinstance(first, dict):
-      found = {k: over(fn, [v[k] for v in values]) for k in first}
+      keys = dict.fromkeys(k for v in values for k in v)
+      found = {k: over(fn, [v[k] for v in values if k in v]) for k in keys}
       return {k: v for k, v in found.items() if v is not None}
     if isinstance(first, list):
       return fn(np.sort(values), axis=0).tolist()
@@ -222,13 +222,13 @@ def _run_sweep(config, dataset, path, seconds):
   records, labels = [], []
   key = fitting.draw_keys(seeds, fitting.CLUSTERS)[0]
   sweep = selection.sweep(key, x, **config.sweep.to_dict())
-  with _timed(seconds, 'sweep'), report.progress('sweep', len(counts)) as show:
+  with _timed(seconds, 'sweep'), console.progress('sweep', len(counts)) as show:
     for record in sweep:
       labels.append(record.pop('labels'))
       workdir.log(path, phase='sweep', **record)
       records.append(record)
       show(len(records), f'{record["num_clusters"]} clusters')
-  with _timed(seconds, 'silhouette'), report.working('silhouette'):
+  with _timed(seconds, 'silhouette'), console.working('silhouette'):
     scores = selection.silhouette(x, jnp.stack(labels), counts)
     for record, score in zip(records, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
@@ -252,7 +252,7 @@ def _run_benchmark(config, dataset, path, seconds):
   rows = []
   with (
     _timed(seconds, 'benchmark'),
-    report.progress('benchmark', benchmark.num_rows(**options)) as show,
+    console.progress('benchmark', benchmark.num_rows(**options)) as show,
   ):
     records = benchmark.run(key, images, **options)
     limits = next(records)
@@ -299,14 +299,14 @@ def _run_prediction(config, dataset, path, seconds):
   splits = {'images': dataset.images}
   if dataset.test_images is not None:
     splits = {'train': dataset.images, 'test': dataset.test_images}
-  with _timed(seconds, 'predict'), report.working('predict'):
+  with _timed(seconds, 'predict'), console.working('predict'):
     points = {
       s: inference.to_points(images, model.encoder)
       for s, images in splits.items()
     }
     found = {s: model.judge(x) for s, x in points.items()}
     inference.write_table(path, found, dataset.files)
-  with _timed(seconds, 'figures'), report.working('figures'):
+  with _timed(seconds, 'figures'), console.working('figures'):
     first, num_clusters = next(iter(splits)), len(model.centers)
     labels = {split: own.labels for split, own in found.items()}
     scores = _label_scores(dataset, labels, num_clusters)
@@ -316,14 +316,14 @@ def _run_prediction(config, dataset, path, seconds):
     gallery = path / 'figures' / 'gallery.png'
     figures.gallery(gallery, findings.images, rows, titles)
   if config.export:
-    with _timed(seconds, 'export'), report.working('export'):
+    with _timed(seconds, 'export'), console.working('export'):
       inference.export(model, path / 'model.jaxexport')
   return {'run': os.path.abspath(config.run), **scores}, sections
 
 
 def _show_prediction(config, summary):
-  report.say('predictions.csv tells the cluster of each image')
-  if report.headline(summary, {}):
+  console.say('predictions.csv tells the cluster of each image')
+  if console.headline(summary, {}):
     _show_scores(config, summary)
 
 
@@ -348,7 +348,7 @@ def _represent(config, dataset, encoded, seeds, path, seconds):
       path, model, splits['train'], splits.get('test'), seeds, options
     )
   for run, record in enumerate(records):
-    with _timed(seconds, 'encode'), report.working('encode'):
+    with _timed(seconds, 'encode'), console.working('encode'):
       encoder = fitting.Encoder(
         model,
         jax.tree.map(lambda a: a[run], params),  # noqa: B023
@@ -467,13 +467,13 @@ def _find(dataset, model, x, found, scores) -> page.Findings:
     outlier_score=found.outlier_score,
     centers=centers,
     classes=dataset.labels,
-    label_names=dataset.label_names,
+    class_names=dataset.label_names,
     scores={part: s for part, s in scores.items() if part != 'fit'},
     losses=[],
-    errors=errors,
+    reconstruction_errors=errors,
     reconstruct=reconstruct,
     histories=np.empty((0, 0)),
-    score='',
+    score_name='',
   )
 
 
@@ -588,7 +588,7 @@ def _telling_how_to_go_on(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except signals.Stopped:
-    report.say(again)
+    console.say(again)
     raise
   except (InputError, RunError):
     raise
@@ -632,7 +632,7 @@ def _recorded_warnings() -> Iterator[list[str]]:
   def show(message, category, filename, lineno, file=None, line=None):
     del category, filename, lineno, file, line
     messages.append(str(message))
-    report.say(f'warning: {message}')
+    console.say(f'warning: {message}')
 
   with warnings.catch_warnings():
     warnings.simplefilter('always', UserWarning)
@@ -641,7 +641,7 @@ def _recorded_warnings() -> Iterator[list[str]]:
 
 
 def _show_scores(config, summary):
-  report.closing_table(summary, _reference(config))
+  console.closing_table(summary, _reference(config))
 
 
 def _reference(config):
@@ -660,14 +660,14 @@ EXPERIMENTS = {
   'sweep': Experiment(
     _check_sweep,
     _run_sweep,
-    lambda config, summary: report.sweep_table(
+    lambda config, summary: console.sweep_table(
       summary['sweep'], summary['choices']
     ),
   ),
   'benchmark': Experiment(
     _check_benchmark,
     _run_benchmark,
-    lambda config, summary: report.benchmark_table(
+    lambda config, summary: console.benchmark_table(
       summary['rows'], summary['limits']
     ),
   ),

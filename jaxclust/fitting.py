@@ -23,7 +23,6 @@ from jaxclust import (
   checkpoints,
   gmm,
   kmeans,
-  report,
   signals,
   streaming,
   training,
@@ -33,6 +32,7 @@ from jaxclust.autoencoder import Autoencoder
 from jaxclust.data import augment
 from jaxclust.errors import RunError
 from jaxclust.numerics import InputError, StopReason
+from jaxclust.report import console
 from jaxclust.training import AUGMENTATION, INIT, ORDER, Best, TrainState
 
 # What a seed draws beside what a training does, in the same way.
@@ -152,7 +152,7 @@ def cluster(
   step = begun
   with (
     _Saver(path, phase, begun) as saver,
-    report.progress(name, options['max_steps']) as show,
+    console.progress(name, options['max_steps']) as show,
   ):
     while (state.stop_reason == StopReason.RUNNING).any():
       state, scores = module.run(state, x, num_steps, **run_options)
@@ -291,7 +291,7 @@ def train(
   workdir.rewind_log(path, 'epoch', epoch, phase='autoencoder')
   with (
     _Saver(path, 'autoencoder', begun) as saver,
-    report.progress('autoencoder', plan.num_epochs) as show,
+    console.progress('autoencoder', plan.num_epochs) as show,
   ):
     while (active := _active(course.best, epoch, plan)).any():
       epoch += 1

@@ -1,11 +1,22 @@
 """TensorBoard's files say what the log says."""
 
+import functools
+
 import pytest
 
-from jaxclust import board, workdir
-from jaxclust.numerics import InputError
+from jaxclust import workdir
+from jaxclust.errors import InputError
+from jaxclust.report import board
 
 RECORD = {'phase': 'gmm', 'seed': 3, 'step': 5, 'score': 0.5, 'restarts': [[1]]}
+
+
+def arguments(path):
+  return path / 'tensorboard', functools.partial(workdir.read_log, path)
+
+
+def mirror(path):
+  return board.mirror(*arguments(path))
 
 
 def events(path):
@@ -37,10 +48,10 @@ def test_all_of_the_log_is_shown_and_what_is_dropped_is_not(tmp_path):
   pytest.importorskip('tensorboardX')
   for step in (5, 10):
     workdir.log(tmp_path, **RECORD | {'step': step})
-  with board.mirror(tmp_path):
+  with mirror(tmp_path):
     pass
   assert events(tmp_path) == {('gmm/3/score', 5): 0.5, ('gmm/3/score', 10): 0.5}
-  with board.mirror(tmp_path):
+  with mirror(tmp_path):
     workdir.rewind_log(tmp_path, 'step', 5, phase='gmm')
     workdir.log(tmp_path, **RECORD | {'step': 10, 'score': 0.25})
   assert events(tmp_path) == {
@@ -51,7 +62,7 @@ def test_all_of_the_log_is_shown_and_what_is_dropped_is_not(tmp_path):
 
 def test_looks_at_the_log_follow_it(tmp_path):
   pytest.importorskip('tensorboardX')
-  copy = board._Copy(tmp_path)
+  copy = board._Copy(*arguments(tmp_path))
   for step in (5, 6, 7):
     workdir.log(tmp_path, **RECORD | {'step': step})
     copy.update()
@@ -59,7 +70,7 @@ def test_looks_at_the_log_follow_it(tmp_path):
   copy.update()
   workdir.log(tmp_path, **RECORD | {'step': 9})
   copy.update()
-  copy.close()
+  copy.writer.close()
   assert [step for _, step in events(tmp_path)] == [5, 9]
 
 

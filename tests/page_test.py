@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclust import figures, metrics, page, report
-from jaxclust.numerics import InputError
+from jaxclust import metrics
+from jaxclust.errors import InputError
+from jaxclust.report import figures, page
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
@@ -48,13 +49,13 @@ def findings(with_labels=True, channels=1, **changed):
     outlier_score=np.linspace(-3, 3, 60),
     centers=rng.random((4, 6, 7, channels)),
     classes=classes if with_labels else None,
-    label_names=NAMES,
+    class_names=NAMES,
     scores=scores if with_labels else {},
     losses=[{'epoch': e, 'train_loss': 1 / e} for e in (1, 2, 3)],
-    errors=rng.random(60),
+    reconstruction_errors=rng.random(60),
     reconstruct=lambda images: images / 255,
     histories=np.array([[3.0, 5.0], [2.0, 4.0], [2.0, 3.5]]),
-    score='inertia',
+    score_name='inertia',
   )
   return found._replace(**changed)
 
@@ -78,12 +79,13 @@ def test_neighbors_stay_together():
   rng = np.random.default_rng(0)
   centers = 50 * np.eye(3, 8).repeat(20, 0)
   x = (centers + rng.normal(size=centers.shape)).astype(np.float32)
-  found = page.EMBEDDINGS['tsne'](x)
+  embed = page.EMBEDDINGS['tsne'].function
+  found = embed(x)
   assert found.shape == (60, 2)
   means = found.reshape(3, 20, 2).mean(axis=1)
   nearest = np.linalg.norm(found[:, None] - means[None], axis=2).argmin(axis=1)
   np.testing.assert_array_equal(nearest, np.arange(3).repeat(20))
-  np.testing.assert_array_equal(page.EMBEDDINGS['tsne'](x), found)
+  np.testing.assert_array_equal(embed(x), found)
 
 
 def test_an_embedding_that_cannot_be_had_is_named(monkeypatch):
@@ -185,7 +187,7 @@ def test_the_strips_of_a_cluster_are_its_first_and_last_by_order(tmp_path):
 
 
 def test_reconstructions_are_of_the_least_and_the_largest_errors(tmp_path):
-  found = findings(errors=np.arange(60.0))
+  found = findings(reconstruction_errors=np.arange(60.0))
   (section,) = [s for s in page.draw(found, tmp_path) if s.title[:3] == 'Rec']
   for (path, _), rows in zip(
     section.strips, (found.images[:10], found.images[:-11:-1]), strict=True
@@ -194,27 +196,6 @@ def test_reconstructions_are_of_the_least_and_the_largest_errors(tmp_path):
     np.testing.assert_array_equal(
       np.asarray(Image.open(path)), figures.sheet(twice, 10, gap=1)[..., 0]
     )
-
-
-def test_the_headline_stands_beside_what_was_published():
-  train = {'ari': 0.25, 'nmi': 0.5, 'acc': 0.75, 'purity': 1.0}
-  summary = {'train': train}
-  head, first, *_ = report.headline(summary, {'train': {'ari': 0.4}})
-  assert head == ['', 'train', 'report, train']
-  assert first[1:] == ['0.2500', '0.4000']
-  spread = {'train': dict.fromkeys(train, 0.125)}
-  summary = {'seeds': [], 'mean': summary, 'std': spread}
-  assert report.headline(summary, {})[1][1:] == ['0.2500 ± 0.1250']
-
-
-def test_without_labels_the_headline_is_what_needs_none():
-  summary = {'fit': {'bic': -123456.7, 'silhouette': 0.25, 'num_steps': 3}}
-  assert report.headline(summary, {}) == [
-    ['', 'all images'],
-    ['silhouette', '0.2500'],
-    ['BIC', '-123,457'],
-  ]
-  assert report.headline({}, {}) == []
 
 
 class Tags(html.parser.HTMLParser):
@@ -258,7 +239,7 @@ def test_a_page_without_labels_network_or_history(tmp_path):
     with_labels=False,
     losses=[],
     reconstruct=None,
-    errors=None,
+    reconstruction_errors=None,
     histories=np.zeros((0, 0)),
   )
   sections = page.draw(found, tmp_path)

@@ -5,38 +5,38 @@ import subprocess
 import sys
 import threading
 
-from jaxclust import report
+from jaxclust.report import console
 
 WAIT = """
 import threading
-from jaxclust import report
+from jaxclust.report import console
 
-report._SECONDS_OF_SILENCE = 0
+console._SECONDS_OF_SILENCE = 0
 started = threading.Event()
-start = report.rich.progress.Progress.start
+start = console.rich.progress.Progress.start
 
 def tell(self):
   start(self)
   started.set()
 
-report.rich.progress.Progress.start = tell
-with report.working('data'):
+console.rich.progress.Progress.start = tell
+with console.working('data'):
   started.wait()
 """
 
 
 def test_a_phase_of_unknown_length_is_a_line_in_a_pipe(monkeypatch, capsys):
   told = threading.Event()
-  monkeypatch.setattr(report, '_SECONDS_OF_SILENCE', 0)
-  say = report.say
-  monkeypatch.setattr(report, 'say', lambda text: (say(text), told.set()))
-  with report.working('data'):
+  monkeypatch.setattr(console, '_SECONDS_OF_SILENCE', 0)
+  say = console.say
+  monkeypatch.setattr(console, 'say', lambda text: (say(text), told.set()))
+  with console.working('data'):
     assert told.wait(60)
   assert capsys.readouterr().out == 'data ...\n'
 
 
 def test_a_short_phase_is_not_told_of(capsys):
-  with report.working('data'):
+  with console.working('data'):
     pass
   assert capsys.readouterr().out == ''
 
@@ -61,7 +61,7 @@ def test_the_purities_of_a_table_are_sorted_side_by_side(capsys):
     'experiment': 'kmeans',
     'train': scores | {'cluster_purity': [0.25, 1.0, 0.5]},
   }
-  report.closing_table(summary, {'train': {'cluster_purity': (0.125, 0.75)}})
+  console.closing_table(summary, {'train': {'cluster_purity': (0.125, 0.75)}})
   lines = capsys.readouterr().out.splitlines()
   rows = [line.split() for line in lines if 'rank' in line]
   assert [row[3:] for row in rows] == [
@@ -69,3 +69,24 @@ def test_the_purities_of_a_table_are_sorted_side_by_side(capsys):
     ['0.5000', '0.1250'],
     ['0.2500'],
   ]
+
+
+def test_the_headline_stands_beside_what_was_published():
+  train = {'ari': 0.25, 'nmi': 0.5, 'acc': 0.75, 'purity': 1.0}
+  summary = {'train': train}
+  head, first, *_ = console.headline(summary, {'train': {'ari': 0.4}})
+  assert head == ['', 'train', 'report, train']
+  assert first[1:] == ['0.2500', '0.4000']
+  spread = {'train': dict.fromkeys(train, 0.125)}
+  summary = {'seeds': [], 'mean': summary, 'std': spread}
+  assert console.headline(summary, {})[1][1:] == ['0.2500 ± 0.1250']
+
+
+def test_without_labels_the_headline_is_what_needs_none():
+  summary = {'fit': {'bic': -123456.7, 'silhouette': 0.25, 'num_steps': 3}}
+  assert console.headline(summary, {}) == [
+    ['', 'all images'],
+    ['silhouette', '0.2500'],
+    ['BIC', '-123,457'],
+  ]
+  assert console.headline({}, {}) == []

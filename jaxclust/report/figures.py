@@ -1,0 +1,339 @@
+"""Figures of a run: charts, and sheets of images.
+
+Functions that take a path write a PNG file there, create its folder and return
+the path.
+
+Axes: N images, H height, W width, C channels, K clusters, G groups or classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxclust import metrics
+
+# Maximum height of a gallery in inches; Matplotlib cannot draw above 400.
+_MAX_HEIGHT = 150
+
+# Colors of groups: distinct from one another and from black and white.
+COLORS = (
+  *('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee'),
+  *('#aa3377', '#994f00', '#44aa99', '#ee8866', '#7f7f7f'),
+  *('#332288', '#dd3388', '#88aa22', '#997700', '#0099cc'),
+  *('#6633cc', '#cc6633', '#117733', '#cc3311', '#b0a8b9'),
+)
+
+
+def losses(path: Path, records: Sequence[dict]) -> Path:
+  """Draws training and validation loss over epochs.
+
+  Args:
+    records: with 'epoch', 'train_loss' and, if there is one, 'val_loss'.
+  """
+  axes = _axes(5.5, 3.4, xlabel='epoch', ylabel='mean squared error')
+  for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
+    points = [(r['epoch'], r[key]) for r in records if key in r]
+    if points:
+      axes.plot(*zip(*points, strict=True), label=label)
+  if any(r['train_loss'] > 0 for r in records):
+    axes.set_yscale('log')
+  axes.grid(alpha=0.3, which='both')
+  axes.legend()
+  return _save(axes.figure, path)
+
+
+def confusion(
+  path: Path,
+  classes: np.ndarray,
+  labels: np.ndarray,
+  num_clusters: int,
+  names: Sequence[str],
+) -> Path:
+  """Draws the number of images by class and cluster, with matched pairs of
+  class and cluster on the diagonal.
+
+  Args:
+    classes: `[N]` true classes, 0 to G - 1.
+    labels: `[N]` clusters, 0 to K - 1.
+    num_clusters: K.
+    names: of the G classes.
+  """
+  table = metrics.confusion(classes, labels, num_clusters)
+  rows, columns = (
+    np.concatenate([matched, np.setdiff1d(range(size), matched)])
+    for matched, size in zip(metrics.match(table), table.shape, strict=True)
+  )
+  table = table[rows][:, columns]
+  size = 1.4 + 0.42 * max(table.shape)
+  axes = _axes(size + 1, size, xlabel='cluster', ylabel='class')
+  share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+  axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  options = {'ha': 'center', 'va': 'center', 'fontsize': 8}
+  for (row, column), count in np.ndenumerate(table):
+    color = 'white' if share[row, column] > 0.5 else 'black'
+    axes.text(column, row, count, color=color, **options)
+  axes.set_xticks(range(len(columns)), columns)
+  axes.set_yticks(range(len(rows)), [names[row] for row in rows])
+  return _save(axes.figure, path)
+
+
+def purities(path: Path, scores: dict[str, Sequence[float]]) -> Path:
+  """Draws the purity of the clusters of each split, highest first.
+
+  Args:
+    scores: split -> purities of the K clusters.
+  """
+  axes = _axes(5.5, 3, xlabel='clusters, purest first', ylabel='purity')
+  width = 0.8 / len(scores)
+  for i, (split, values) in enumerate(scores.items()):
+    places = np.arange(len(values)) + (i - (len(scores) - 1) / 2) * width
+    axes.bar(places, sorted(values, reverse=True), width, label=split)
+  axes.set_ylim(0, 1)
+  axes.locator_params('x', integer=True)
+  axes.grid(alpha=0.3, axis='y')
+  axes.legend()
+  return _save(axes.figure, path)
+
+
+def sizes(
+  path: Path,
+  labels: np.ndarray,
+  confidence: np.ndarray,
+  num_clusters: int,
+) -> Path:
+  """Draws the sizes of the clusters, and a histogram of confidence.
+
+  Args:
+    labels: `[N]` clusters, 0 to K - 1.
+    confidence: `[N]` from 0 to 1.
+    num_clusters: K.
+  """
+  figure = Figure(figsize=(5.5, 3), layout='constrained')
+  left, right = figure.subplots(1, 2)
+  left.bar(range(num_clusters), np.bincount(labels, minlength=num_clusters))
+  left.set(xlabel='cluster', ylabel='images')
+  left.locator_params('x', integer=True)
+  right.hist(confidence, bins=np.linspace(0, 1, 21))
+  right.set(xlabel='confidence', ylabel='images', yscale='log')
+  for axes in (left, right):
+    axes.grid(alpha=0.3, axis='y')
+  return _save(figure, path)
+
+
+def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
+  """Draws the score of each restart after each step.
+
+  Args:
+    histories: `[S, R]` scores of R restarts after each of S steps; a restart
+      that has stopped repeats its last score.
+    score: name of the score.
+  """
+  label = score.replace('_', ' ')
+  axes = _axes(5.5, 3.2, xlabel='step', ylabel=label)
+  steps = np.arange(1, len(histories) + 1)
+  for history in histories.T:
+    last = np.flatnonzero(np.diff(history, prepend=np.nan)).max(initial=0)
+    axes.plot(steps[: last + 1], history[: last + 1], linewidth=1)
+    axes.plot(steps[last], history[last], 'o', color='0.4', markersize=3)
+  axes.grid(alpha=0.3)
+  return _save(axes.figure, path)
+
+
+def scatter(
+  path: Path,
+  points: np.ndarray,
+  groups: np.ndarray,
+  names: Sequence[str],
+) -> Path:
+  """Draws points in the colors of their groups.
+
+  Args:
+    points: `[N, 2]` coordinates.
+    groups: `[N]` groups, 0 to G - 1.
+    names: of the G groups.
+  """
+  axes = _axes(5.5, 4.4, xticks=[], yticks=[])
+  for group, name in enumerate(names):
+    color = COLORS[group % len(COLORS)]
+    own = points[groups == group].T
+    axes.scatter(*own, s=6, color=color, label=name, linewidths=0)
+  axes.set_aspect('equal', 'datalim')
+  axes.figure.legend(loc='outside right upper', markerscale=2, fontsize=8)
+  return _save(axes.figure, path)
+
+
+def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
+  """Draws each criterion over the number of clusters, and marks its choice.
+
+  Args:
+    records: with 'num_clusters' and each criterion, None if it has no value.
+    choices: criterion -> number of clusters, or None.
+  """
+  figure = Figure(figsize=(3.2 * len(choices), 3), layout='constrained')
+  all_axes = figure.subplots(1, len(choices), squeeze=False)[0]
+  records = sorted(records, key=lambda record: record['num_clusters'])
+  for axes, (name, choice) in zip(all_axes, choices.items(), strict=True):
+    points = [
+      (r['num_clusters'], r[name]) for r in records if r[name] is not None
+    ]
+    if points:
+      axes.plot(*zip(*points, strict=True), marker='o', markersize=4)
+    if choice is not None:
+      axes.axvline(choice, color='0.6', linestyle='--', zorder=0)
+    title = name if choice is None else f'{name}: {choice}'
+    axes.set(title=title, xlabel='clusters')
+    axes.locator_params('x', integer=True)
+    axes.grid(alpha=0.3)
+  return _save(figure, path)
+
+
+def benchmark(path: Path, rows: Sequence[dict]) -> Path:
+  """Draws the speed of jaxclust relative to each peer, with the spread over
+  rounds, and the time of the rows that have no peer.
+
+  Args:
+    rows: of `benchmark.run`.
+  """
+  panels = [
+    (_draw_ratios, [row for row in rows if row['ratio']]),
+    (_draw_times, [row for row in rows if not row['ratio']]),
+  ]
+  panels = [(draw, part) for draw, part in panels if part]
+  heights = [
+    1.2 + 0.15 * sum(1 + len(row['seconds']) for row in part)
+    for _, part in panels
+  ]
+  figure = Figure(figsize=(9, sum(heights)), layout='constrained')
+  grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
+  for axes, (draw, part) in zip(grid[:, 0], panels, strict=True):
+    draw(axes, part)
+    axes.set_yticks(range(len(part)), [row['name'] for row in part])
+    axes.invert_yaxis()
+  return _save(figure, path)
+
+
+def _draw_ratios(axes, rows):
+  peers = list(dict.fromkeys(name for row in rows for name in row['ratio']))
+  height = 0.8 / len(peers)
+  for i, peer in enumerate(peers):
+    places = [place for place, row in enumerate(rows) if peer in row['ratio']]
+    ratios = [rows[place]['ratio'][peer] for place in places]
+    medians = np.array([ratio['median'] for ratio in ratios])
+    ends = np.array([(ratio['least'], ratio['largest']) for ratio in ratios])
+    offset = (i - (len(peers) - 1) / 2) * height
+    bars = axes.barh(
+      np.add(places, offset),
+      medians - 1,
+      height,
+      left=1,
+      xerr=np.abs(ends.T - medians[None]),
+      label=peer,
+    )
+    axes.bar_label(bars, [f'{m:.1f}' for m in medians], padding=6, fontsize=8)
+  axes.axvline(1, color='black', linewidth=1)
+  axes.set(xscale='log', xlabel='time of the peer / time of jaxclust')
+  axes.xaxis.set_major_formatter('{x:g}')
+  axes.xaxis.set_minor_formatter('')
+  axes.margins(x=0.15)
+  axes.legend()
+
+
+def _draw_times(axes, rows):
+  times = [1e3 * row['median']['jaxclust'] for row in rows]
+  bars = axes.barh(range(len(rows)), times)
+  axes.bar_label(bars, [f'{t:.2g}' for t in times], padding=3, fontsize=8)
+  axes.set_xlabel('milliseconds')
+  axes.margins(x=0.1)
+
+
+def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
+  """Lays images out row by row on grey.
+
+  Args:
+    images: `[N, H, W, C]`.
+    num_columns: images in a row.
+    gap: pixels of grey below and to the right of each image.
+
+  Returns:
+    `[ceil(N / num_columns) (H + gap), num_columns (W + gap), C]` uint8.
+  """
+  num_images, height, width, channels = images.shape
+  num_rows = -(-num_images // num_columns)
+  cell = (height + gap, width + gap, channels)
+  cells = np.full((num_rows * num_columns, *cell), 128, np.uint8)
+  cells[:num_images, :height, :width] = as_bytes(images)
+  cells = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
+  return cells.reshape(num_rows * cell[0], num_columns * cell[1], channels)
+
+
+def gallery(
+  path: Path,
+  images: np.ndarray,
+  rows: Sequence[np.ndarray],
+  titles: Sequence[str],
+) -> Path:
+  """Draws one line of images for each title.
+
+  Args:
+    images: `[N, H, W, C]`.
+    rows: indices into images, an array for each line.
+    titles: of the lines.
+  """
+  height, width = images.shape[1:3]
+  longest = max(map(len, rows))
+  lines = np.full((len(rows), longest, *images.shape[1:]), 128, np.uint8)
+  for line, own in zip(lines, rows, strict=True):
+    line[: len(own)] = as_bytes(images[own])
+  canvas = sheet(lines.reshape(-1, *images.shape[1:]), longest, gap=1)
+  inches = min(0.6, _MAX_HEIGHT / len(rows))  # height of a line
+  axes = _axes(
+    1.5 + inches * longest * width / height, 0.3 + inches * len(rows), xticks=[]
+  )
+  options = {'cmap': 'gray', 'vmin': 0, 'vmax': 255}
+  axes.imshow(_picture(canvas), interpolation='nearest', **options)
+  middles = (np.arange(len(rows)) + 0.5) * (height + 1)
+  axes.set_yticks(middles, titles, fontsize=8)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  return _save(axes.figure, path)
+
+
+def as_bytes(images: np.ndarray) -> np.ndarray:
+  """Returns images as uint8: floats are clipped to 0 to 1 and scaled to 255.
+
+  >>> as_bytes(np.array([-1.0, 0.2, 1.0])).tolist()
+  [0, 51, 255]
+  """
+  if images.dtype == np.uint8:
+    return images
+  return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+def save_image(path: Path, image: np.ndarray) -> Path:
+  """Writes an image `[H, W, C]` of uint8."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(_picture(image)).save(path)
+  return path
+
+
+def _picture(image):
+  """Returns an image `[H, W, C]` as the file formats take it: `[H, W]`, its
+  first channel, unless C is 3 or 4."""
+  return image if image.shape[2] in (3, 4) else image[..., 0]
+
+
+def _axes(width, height, **properties):
+  """Returns the axes of a new figure with a size in inches."""
+  figure = Figure(figsize=(width, height), layout='constrained')
+  axes = figure.add_subplot()
+  axes.set(**properties)
+  return axes
+
+
+def _save(figure, path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=160)
+  return path

@@ -1,0 +1,337 @@
+"""The HTML page of a run: one file that contains all its pictures.
+
+Axes: N images, H height, W width, C channels, D features, K clusters, n images
+on the map.
+"""
+
+import base64
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from jaxclust.checks import check_choice
+from jaxclust.errors import InputError
+from jaxclust.report import console, figures
+
+# Images in a strip.
+_STRIP = 10
+
+# Maximum number of images on the map.
+_MAP_IMAGES = 1500
+
+# Maximum height and width in pixels of an image on the map.
+_MAP_SIDE = 32
+
+
+class Findings(NamedTuple):
+  """Results of a run that the page shows, on the host."""
+
+  images: np.ndarray  # [N, H, W, C] uint8, or floats from 0 to 1
+  points: Any  # [N, D] points that were clustered
+  labels: np.ndarray  # [N] clusters, 0 to K - 1
+  confidence: np.ndarray  # [N] from 0 to 1
+  outlier_score: np.ndarray  # [N] higher for images less like their cluster
+  centers: np.ndarray  # [K, H, W, C] centers of the clusters, as images
+  classes: np.ndarray | None  # [N] true classes; None if there are none
+  class_names: Sequence[str]  # names of the classes; () for their values
+  scores: dict  # split -> its scores, as `metrics.scores` returns them
+  losses: list[dict]  # log records of the training; [] if there was none
+  reconstruction_errors: np.ndarray | None  # [N]
+  reconstruct: Callable | None  # images [n, H, W, C] -> reconstructions
+  histories: np.ndarray  # [S, R] scores of R restarts after each of S steps
+  score_name: str  # name of the score in histories
+
+
+class Section(NamedTuple):
+  """A part of the page. Each picture is a path and a text that describes it."""
+
+  title: str
+  text: str
+  charts: Sequence[tuple[pathlib.Path, str]] = ()
+  strips: Sequence[tuple[pathlib.Path, str]] = ()
+  clusters: Sequence[dict] = ()  # see `_cluster_card`
+  map: dict | None = None  # see `_map`
+
+
+class Embedding(NamedTuple):
+  """A way to place points on the map."""
+
+  title: str
+  function: Callable  # points [n, D] -> coordinates [n, 2]
+  module: str | None = None  # package that the extra of the same name installs
+
+
+def principal_components(x: np.ndarray) -> np.ndarray:
+  """Returns the coordinates `[n, 2]` of points `[n, D]` along the two
+  directions of largest variance; a missing direction has coordinates 0.
+
+  >>> abs(principal_components(np.array([[0.0], [2.0]]))).tolist()
+  [[1.0, 0.0], [1.0, 0.0]]
+  """
+  x = x - x.mean(axis=0, dtype=np.float64)
+  left, values, _ = np.linalg.svd(x, full_matrices=False)
+  found = (left * values)[:, :2]
+  return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+
+
+def neighbor_embedding(x: np.ndarray) -> np.ndarray:
+  """Returns coordinates `[n, 2]` that keep near points `[n, D]` together, by
+  t-SNE (van der Maaten & Hinton, 2008, Visualizing Data using t-SNE)."""
+  import openTSNE
+
+  perplexity = min(30.0, (len(x) - 1) / 3)
+  fitted = openTSNE.TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit(x)
+  return np.asarray(fitted)
+
+
+EMBEDDINGS = {
+  'pca': Embedding('principal components', principal_components),
+  'tsne': Embedding('t-SNE', neighbor_embedding, 'openTSNE'),
+}
+
+
+def check_embedding(embedding: str) -> None:
+  """Checks that an embedding exists and that its package is installed.
+
+  Raises:
+    InputError: if not.
+  """
+  check_choice('embedding', embedding, EMBEDDINGS)
+  module = EMBEDDINGS[embedding].module
+  if module and importlib.util.find_spec(module) is None:
+    raise InputError(
+      f'embedding is {embedding!r}, but {module} is not installed: '
+      f"pip install '.[{embedding}]', or take 'pca'"
+    )
+
+
+def draw(
+  findings: Findings, folder: pathlib.Path, embedding: str = 'pca'
+) -> list[Section]:
+  """Draws all pictures of a run as PNG files.
+
+  Args:
+    findings: of the run.
+    folder: of the files.
+    embedding: a key of `EMBEDDINGS`; the map offers it beside 'pca'.
+
+  Returns:
+    The sections of the page, in order.
+  """
+  if findings.classes is not None:
+    values, classes = np.unique(findings.classes, return_inverse=True)
+    given = findings.class_names
+    names = [given[int(v)] if given else str(v) for v in values]
+    findings = findings._replace(classes=classes, class_names=names)
+  return list(_sections(findings, folder, embedding))
+
+
+def _sections(findings, folder, embedding) -> Iterator[Section]:
+  num_clusters = len(findings.centers)
+  if findings.losses:
+    chart = figures.losses(folder / 'loss.png', findings.losses)
+    yield Section(
+      'Training',
+      'Mean squared error of the reconstructions after each epoch.',
+      charts=[(chart, 'training and validation loss of each epoch')],
+    )
+  if findings.reconstruct is not None:
+    yield _reconstructions(findings, folder)
+  if findings.scores:
+    yield _agreement(findings, folder)
+  yield Section(
+    'Clusters',
+    'The center of each cluster as an image, and its members: most typical, '
+    'least certain, and misfits.',
+    clusters=[_cluster_card(findings, k, folder) for k in range(num_clusters)],
+  )
+  yield _map(findings, folder, embedding)
+  chart = figures.sizes(
+    folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
+  )
+  yield Section(
+    'Sizes and confidence',
+    'The number of images in each cluster, and the confidence of all images.',
+    charts=[(chart, 'sizes of the clusters, and a histogram of confidence')],
+  )
+  if findings.histories.size:
+    chart = figures.convergence(
+      folder / 'convergence.png', findings.histories, findings.score_name
+    )
+    yield Section(
+      'Convergence',
+      'The score of each restart after each of its steps.',
+      charts=[(chart, 'score of each restart after each step')],
+    )
+
+
+def _reconstructions(findings, folder):
+  order = np.argsort(findings.reconstruction_errors, kind='stable')
+  strips = []
+  for name, rows in (('best', order), ('worst', order[::-1])):
+    images = findings.images[rows[:_STRIP]]
+    pairs = images, np.asarray(findings.reconstruct(images))
+    pairs = np.concatenate([figures.as_bytes(part) for part in pairs])
+    path = figures.save_image(
+      folder / f'reconstructions_{name}.png',
+      figures.sheet(pairs, len(images), gap=1),
+    )
+    strips.append((path, f'{name}: images above, reconstructions below'))
+  return Section(
+    'Reconstructions',
+    'The images that the network reconstructs with the smallest and with the '
+    'largest error.',
+    strips=strips,
+  )
+
+
+def _agreement(findings, folder):
+  purities = {s: own['cluster_purity'] for s, own in findings.scores.items()}
+  chart = figures.purities(folder / 'purity.png', purities)
+  charts = [(chart, 'purity of each cluster')]
+  if findings.classes is not None:
+    chart = figures.confusion(
+      folder / 'confusion.png',
+      findings.classes,
+      findings.labels,
+      len(findings.centers),
+      findings.class_names,
+    )
+    charts.append((chart, 'counts of classes by clusters'))
+  return Section(
+    'Clusters and classes',
+    'The share of the commonest class in each cluster, and the number of '
+    'images by class and cluster; pairs matched one to one are on the '
+    'diagonal.',
+    charts=charts,
+  )
+
+
+def _cluster_card(findings, cluster, folder):
+  """Returns a cluster's number, its size, its commonest classes as text, its
+  center as a picture, and strips of its members."""
+  members = np.flatnonzero(findings.labels == cluster)
+  outlier_score = findings.outlier_score[members]
+  orders = {
+    'typical': outlier_score,
+    'uncertain': findings.confidence[members],
+    'misfit': -outlier_score,
+  }
+  strips = []
+  for name, order in orders.items():
+    rows = members[np.argsort(order, kind='stable')[:_STRIP]]
+    if rows.size:
+      path = figures.save_image(
+        folder / f'cluster_{cluster}_{name}.png',
+        figures.sheet(findings.images[rows], _STRIP, gap=1),
+      )
+      strips.append((path, f'{name} members of cluster {cluster}'))
+  center = figures.as_bytes(np.asarray(findings.centers[cluster]))
+  path = figures.save_image(folder / f'cluster_{cluster}_center.png', center)
+  return {
+    'number': cluster,
+    'size': len(members),
+    'classes': _commonest_classes(findings, members),
+    'center': path,
+    'strips': strips,
+  }
+
+
+def _commonest_classes(findings, members):
+  if findings.classes is None or not members.size:
+    return ''
+  shares = np.bincount(findings.classes[members]) / len(members)
+  return ', '.join(
+    f'{findings.class_names[i]} {shares[i]:.0%}'
+    for i in np.argsort(-shares, kind='stable')[:3]
+    if shares[i] >= 0.005
+  )
+
+
+def _map(findings, folder, embedding):
+  """Returns the section whose `map` is the data of the page's script."""
+  count = min(_MAP_IMAGES, len(findings.images))
+  rows = np.linspace(0, len(findings.images) - 1, count).astype(int)
+  x = np.asarray(findings.points[rows])
+  groups = {'cluster': findings.labels[rows]}
+  names = {'cluster': [str(k) for k in range(len(findings.centers))]}
+  if findings.classes is not None:
+    groups['class'] = findings.classes[rows]
+    names['class'] = findings.class_names
+  charts, places = [], {}
+  for place in dict.fromkeys(('pca', embedding)):
+    points = EMBEDDINGS[place].function(x)
+    for name, values in groups.items():
+      path = folder / f'map_{place}_{name}.png'
+      figures.scatter(path, points, values, names[name])
+      charts.append((path, f'map by {place}, colored by {name}'))
+    low, high = points.min(axis=0), points.max(axis=0)
+    span = np.maximum(high - low, 1e-30).max()
+    places[place] = np.round((points - low) / span, 4).tolist()
+  step = -(-max(findings.images.shape[1:3]) // _MAP_SIDE)
+  images = findings.images[rows][:, ::step, ::step]
+  columns = int(np.ceil(np.sqrt(count)))
+  sheet = figures.sheet(images, columns)
+  titles = ' or '.join(EMBEDDINGS[place].title for place in places)
+  return Section(
+    'Map',
+    f'{count:,} of the images, placed by {titles} of the clustered points; '
+    'point at one to see it.',
+    charts=charts,
+    map={
+      'sheet': _data_uri(figures.save_image(folder / 'map_images.png', sheet)),
+      'columns': columns,
+      'height': images.shape[1],
+      'width': images.shape[2],
+      'places': places,
+      'groups': {name: values.tolist() for name, values in groups.items()},
+      'names': names,
+      'colors': figures.COLORS,
+    },
+  )
+
+
+def render(
+  summary: dict,
+  config: dict,
+  reference: dict,
+  sections: Sequence[Section],
+  command: str | None = None,
+) -> str:
+  """Returns the page as HTML.
+
+  Args:
+    summary: content of `summary.json`.
+    config: of the run.
+    reference: published scores, see `console.headline`.
+    sections: see `draw`.
+    command: command line of the run.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['data_uri'] = _data_uri
+  environment.policies['json.dumps_kwargs'] = {'sort_keys': False}
+  return environment.get_template('page.html').render(
+    summary=summary,
+    config=json.dumps(config, indent=2),
+    headline=console.headline(summary, reference),
+    seeds=console.seed_scores(summary),
+    sections=sections,
+    embeddings=EMBEDDINGS,
+    command=command,
+  )
+
+
+def _data_uri(path):
+  content = base64.b64encode(path.read_bytes()).decode()
+  return f'data:image/png;base64,{content}'
