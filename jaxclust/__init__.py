@@ -1,6 +1,6 @@
 """Clustering of images by learned representation, in JAX."""
 
-from jaxclust import autoencoder, gmm, kmeans, layers, numerics, training
+import importlib
 
 __all__ = [
   'autoencoder',
@@ -14,9 +14,13 @@ __all__ = [
 
 
 def __getattr__(name):
-  """`load`, whose libraries take a second to import."""
+  """Imports a module at its first use: `jaxclust --help` needs no JAX."""
   if name == 'load':
-    from jaxclust.inference import load
-
-    return load
+    return importlib.import_module('jaxclust.inference').load
+  if name in __all__:
+    return importlib.import_module(f'jaxclust.{name}')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return __all__

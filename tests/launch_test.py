@@ -22,6 +22,7 @@ import launch
 from jaxclust import (
   benchmark,
   checkpoints,
+  cli,
   data,
   experiments,
   fitting,
@@ -476,7 +477,7 @@ def test_configs_that_train_train_alike():
   """What a sweep explains is the network of the pipelines."""
   names = ('gmm', 'ae_kmeans', 'sweep')
   for variant in ('fashion_mnist', 'digits'):
-    configs = [launch._load(f'configs/{name}.py:{variant}') for name in names]
+    configs = [cli._load(f'configs/{name}.py:{variant}') for name in names]
     first, *others = [config.training.to_dict() for config in configs]
     assert all(other == first for other in others)
 
@@ -800,19 +801,6 @@ def test_own_data_name_the_directory_and_are_compared_with_no_other(
   published = '0.3476'
   assert published in (ROOT / 'configs' / 'kmeans.py').read_text()
   assert published not in capfd.readouterr().out
-
-
-def test_help_needs_no_device():
-  env = os.environ | {'JAX_PLATFORMS': 'none_such'}
-  done = subprocess.run(
-    [sys.executable, 'launch.py', '--help'],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert '--workdir' in done.stdout
 
 
 def test_the_flagship_on_digits_reaches_its_mark(tmp_path):

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CHILD = """
 import os, sys
 import launch
-from jaxclust import experiments, fitting
+from jaxclust import cli, experiments, fitting
 
 fitting._SECONDS_BETWEEN_CHECKPOINTS = 0
 fitting._MOST_STEPS = 3
@@ -46,7 +46,7 @@ sys.setprofile(watch)
 status = launch.main(['launch.py', *sys.argv[2:]])
 sys.setprofile(None)
 print('calls', count)
-launch._end(status)
+cli._end(status)
 """
 FLAGS = {
   'gmm': [

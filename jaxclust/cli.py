@@ -1,0 +1,221 @@
+"""Runs one experiment: `jaxclust --config=configs/gmm.py[:variant]`.
+
+`--config.key=value` overrides any value of the config. The same command with
+the same `--workdir` continues a run that was stopped.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxclust import signals
+from jaxclust.errors import InputError, RunError, one_line
+
+_HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
+
+# Folders that are searched for configs: the current one, then the checkout.
+_ROOTS = (pathlib.Path(), pathlib.Path(__file__).parent.parent)
+
+# What a user types for a program; other programs are scripts.
+_PROGRAMS = {
+  'jaxclust': ['jaxclust'],
+  '__main__.py': ['python', '-m', 'jaxclust'],
+}
+
+# Descriptions of the types of config values.
+_KINDS = {
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  tuple: 'a tuple, as (16, 8)',
+  ConfigDict: 'a group, whose values are set one by one',
+}
+
+
+def run() -> None:
+  """Runs the command line of this process, and exits with its status."""
+  _end(main(sys.argv))
+
+
+def _end(status):
+  """Exits; a stopped process does not wait for its devices."""
+  if status > 128:
+    sys.stdout.flush()
+    os._exit(status)
+  sys.exit(status)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a command line, whose first word is the program; returns a status.
+
+  0: the run is finished, now or already before. 2: the input cannot be used.
+  3: the run cannot go on, because the training diverged, the disk is full, the
+  results of a benchmark differ, or an unexpected error occurred. 130 and 143:
+  Ctrl-C or SIGTERM stopped the run, which has saved its state.
+
+  Each error is one line on stderr. `--debug` prints the traceback of an
+  unexpected one before that line.
+  """
+  try:
+    config, options = _parse(argv)
+  except (flags.Error, ValueError) as error:
+    return _fail(error, 2)
+  if config is None:
+    return 0
+  try:
+    from jaxclust import experiments
+
+    with signals.listening():
+      path = experiments.run(config, options.workdir, _command(argv))
+  except signals.Stopped as error:
+    return _fail(error, error.status)
+  except InputError as error:
+    return _fail(error, 2)
+  except RunError as error:
+    if options.debug and error.__cause__:
+      traceback.print_exception(error)
+    return _fail(error, 3)
+  except Exception as error:
+    if options.debug:
+      traceback.print_exception(error)
+    name, reason = type(error).__name__, one_line(error)
+    return _fail(
+      f'unexpected {name} ({reason}): --debug shows its traceback', 3
+    )
+  print(os.path.relpath(path))
+  return 0
+
+
+def _fail(error, status):
+  print('error:', one_line(error), file=sys.stderr)
+  return status
+
+
+def _command(argv):
+  """Returns the command line as a user types it."""
+  name = os.path.basename(argv[0])
+  program = _PROGRAMS.get(name, ['python', argv[0]])
+  return shlex.join([*program, *argv[1:]])
+
+
+def _parse(argv):
+  """Returns the config with its overrides, and the values of all other flags.
+
+  Both are None if argv asks for help, which is then printed.
+
+  Raises:
+    ValueError: if a flag or the config cannot be used.
+  """
+  first = flags.FlagValues()
+  example = 'An experiment, as configs/gmm.py or configs/gmm.py:digits.'
+  flags.DEFINE_string('config', None, example, flag_values=first)
+  place = 'The run directory; a new one under runs/ by default.'
+  flags.DEFINE_string('workdir', None, place, flag_values=first)
+  debug = 'Whether to print the traceback of an unexpected error.'
+  flags.DEFINE_boolean('debug', False, debug, flag_values=first)
+  if _HELP & set(argv):
+    print(f'{__doc__}\nFlags:\n{first.get_help()}')
+    return None, None
+  rest = first(argv, known_only=True)
+  if first.workdir == '':
+    raise InputError('workdir is empty: name a directory, or leave it out')
+  if first.config is None:
+    known = ', '.join(_files()) or 'your own'
+    raise InputError(
+      f'no experiment is named: add --config=FILE, one of {known}'
+    )
+  config = _load(first.config)
+  _check_names(config, rest[1:])
+  second = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    'config', config, flag_values=second, sys_argv=rest
+  )
+  try:
+    stray = second(rest)[1:]
+  except flags.UnrecognizedFlagError as error:
+    near = difflib.get_close_matches(error.flagname, list(first))
+    hint = f'did you mean --{near[0]}?' if near else 'see --help'
+    raise InputError(f'there is no flag --{error.flagname}: {hint}') from error
+  except flags.IllegalFlagValueError as error:
+    raise _mistyped(config, error) from error
+  if stray:
+    raise InputError(
+      f'{stray[0]!r} belongs to no flag: write --config.key=value'
+    )
+  return config, first
+
+
+def _load(name: str) -> ConfigDict:
+  """Loads the config of `path` or `path:variant`.
+
+  Raises:
+    ValueError: if there is no such file, or it does not return a config.
+  """
+  path, colon, variant = name.partition(':')
+  places = (root / path for root in _ROOTS)
+  file = next((p for p in places if p.is_file() and p.suffix == '.py'), None)
+  if file is None:
+    near = difflib.get_close_matches(path, _files(), n=1, cutoff=0)
+    hint = f'did you mean {near[0]}?' if near else 'name a Python file'
+    raise InputError(f'there is no config {path!r}: {hint}')
+  spec = importlib.util.spec_from_file_location('config', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    return module.get_config(*([variant] if colon else [])).lock()
+  except ValueError:
+    raise
+  except Exception as error:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    raise InputError(
+      f'{file} gives no config ({type(error).__name__}: {error}, line '
+      f'{place.lineno} of {place.filename}): it must define '
+      'get_config(variant), which returns a ConfigDict'
+    ) from error
+
+
+def _files():
+  """Returns the paths of the configs that come with the package."""
+  files = (file for root in _ROOTS for file in root.glob('configs/*.py'))
+  return sorted({os.path.relpath(file) for file in files})
+
+
+def _check_names(config, arguments):
+  """Checks that the config has the values that arguments override."""
+  known = list(_names(config))
+  for argument in arguments:
+    found = re.match(r'--?(?:no)?(config\.[^=]*)', argument)
+    if found and found[1] not in known:
+      (near,) = difflib.get_close_matches(found[1], known, n=1, cutoff=0)
+      raise InputError(f'there is no {found[1]}: did you mean {near}?')
+
+
+def _names(config, prefix='config'):
+  """Yields the names of all values and of all groups."""
+  for key, value in config.items():
+    yield f'{prefix}.{key}'
+    if isinstance(value, ConfigDict):
+      yield from _names(value, f'{prefix}.{key}')
+
+
+def _mistyped(config, error):
+  """Returns the error for a value of a wrong type, naming the right one."""
+  found = re.match(r'flag --(config\.(?:(.+)\.)?(\w+))=(.*?): ', str(error))
+  if not found:
+    return error
+  name, groups, key, value = found.groups()
+  for group in groups.split('.') if groups else ():
+    config = config[group]
+  kind = config.get_type(key)
+  return InputError(
+    f'{name} is {value!r}: it must be {_KINDS.get(kind, kind.__name__)}'
+  )
