@@ -28,8 +28,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclust import numerics
-from jaxclust.augmentation import Augmentation, augment
 from jaxclust.autoencoder import Autoencoder, count_operations
+from jaxclust.data.augment import Augmentation, augment
 from jaxclust.numerics import InputError
 
 # Images that a CPU takes through the network at once, so that what lies between

@@ -23,8 +23,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclust import data
-from jaxclust.numerics import InputError
+from jaxclust import data, memory
+from jaxclust.data import images as arrays
+from jaxclust.data import originals, tfds
+from jaxclust.errors import InputError
 
 # Read here, for the tests themselves do not see it.
 RAW_DIR = os.environ.get('JAXCLUST_RAW_DIR')
@@ -182,8 +184,8 @@ def test_a_prepared_set_holds_the_images_and_labels_of_its_files(
 
 def test_a_second_load_reads_the_decoded_copy(tmp_path, raw_dir, monkeypatch):
   first = _load_tiny(tmp_path, raw_dir)
-  monkeypatch.setattr(data, '_decode_prepared', _refuse)
-  monkeypatch.setattr(data, '_prepare', _refuse)
+  monkeypatch.setattr(tfds, '_read_split', _refuse)
+  monkeypatch.setattr(tfds, 'prepare', _refuse)
   _assert_equal(_load_tiny(tmp_path), first)
 
 
@@ -243,7 +245,7 @@ def test_a_damaged_copy_is_made_anew(tmp_path, raw_dir, damage, monkeypatch):
   first = _load_tiny(tmp_path, raw_dir)
   damage(_version_dir(tmp_path) / 'jaxclust.npz')
   _assert_equal(_load_tiny(tmp_path), first)
-  monkeypatch.setattr(data, '_decode_prepared', _refuse)
+  monkeypatch.setattr(tfds, '_read_split', _refuse)
   _assert_equal(_load_tiny(tmp_path), first)
 
 
@@ -251,12 +253,12 @@ def test_a_copy_without_its_prepared_set_is_not_used(tmp_path, raw_dir):
   _load_tiny(tmp_path, raw_dir)
   folder = _version_dir(tmp_path)
   (folder / 'features.json').unlink()
-  with pytest.raises(InputError, match=r'3\.0\.1 holds no complete set'):
+  with pytest.raises(InputError, match=r'3\.0\.1 does not hold a complete set'):
     _load_tiny(tmp_path, raw_dir)
   for path in folder.iterdir():
     if path.name != 'jaxclust.npz':
       path.unlink()
-  with pytest.raises(InputError, match=r'3\.0\.1 holds no complete set'):
+  with pytest.raises(InputError, match=r'3\.0\.1 does not hold a complete set'):
     _load_tiny(tmp_path, raw_dir)
 
 
@@ -271,7 +273,7 @@ def test_a_read_only_folder_is_read_each_time(tmp_path, raw_dir, monkeypatch):
       return open(path, mode)
     raise PermissionError(13, 'Permission denied', str(path))
 
-  monkeypatch.setattr(data, 'open', refuse, raising=False)
+  monkeypatch.setattr(tfds, 'open', refuse, raising=False)
   _assert_equal(_load_tiny(tmp_path), first)
   assert sorted(os.listdir(folder)) == before
 
@@ -321,15 +323,15 @@ def test_an_empty_version_folder_is_not_a_prepared_set(tmp_path, raw_dir):
 def test_a_set_that_another_process_prepares_meanwhile_is_read(
   tmp_path, raw_dir, monkeypatch
 ):
-  read_idx, others = data._read_idx, []
+  from_array, others = Image.fromarray, []
 
-  def overtaken(path):
+  def overtaken(array):
     if not others:
       others.append(None)
       others[0] = _load_tiny(tmp_path, raw_dir)
-    return read_idx(path)
+    return from_array(array)
 
-  monkeypatch.setattr(data, '_read_idx', overtaken)
+  monkeypatch.setattr(Image, 'fromarray', overtaken)
   _assert_equal(_load_tiny(tmp_path, raw_dir), others[0])
   assert os.listdir(tmp_path / 'tfds' / 'fashion_mnist') == ['3.0.1']
 
@@ -345,7 +347,7 @@ def test_a_damaged_prepared_set_is_named(tmp_path, raw_dir):
   folder = _version_dir(tmp_path)
   (folder / 'jaxclust.npz').unlink()
   (folder / 'fashion_mnist-test.array_record-00000-of-00001').unlink()
-  with pytest.raises(InputError, match=r'3\.0\.1 cannot be read .*delete it'):
+  with pytest.raises(InputError, match=r'3\.0\.1 cannot be .*delete it'):
     _load_tiny(tmp_path)
 
 
@@ -467,7 +469,8 @@ def _prepare_flowers(data_dir, splits, version='1.0.0'):
         'label': tfds.features.ClassLabel(names=['rose', 'tulip', 'lily']),
       }
       return tfds.core.DatasetInfo(
-        builder=self, features=tfds.features.FeaturesDict(features)
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
       )
 
     def _split_generators(self, dl_manager):
@@ -477,7 +480,7 @@ def _prepare_flowers(data_dir, splits, version='1.0.0'):
       for row, image in enumerate(images):
         yield row, {'coarse': 0, 'image': _png(image), 'label': row % 3}
 
-  with data._quiet():
+  with data.tfds._quiet():
     builder = Flowers(data_dir=data_dir)
     builder.download_and_prepare(file_format='array_record')
   return Path(builder.data_dir)
@@ -522,7 +525,7 @@ def test_a_tfrecord_file_that_ends_early_is_named(tmp_path):
   with pytest.raises(InputError, match=r'1\.0\.0 cannot be read .*00001 ends'):
     data.load('flowers', dir=tmp_path)
   path.write_bytes(path.read_bytes()[:0])
-  with pytest.raises(InputError, match='holds 0 images of 7'):
+  with pytest.raises(InputError, match='holds 0 of 7 images'):
     data.load('flowers', dir=tmp_path)
 
 
@@ -546,9 +549,9 @@ def test_a_set_without_a_test_split_has_none(tmp_path):
 
 def test_of_several_features_the_first_in_name_is_taken():
   features = {'fine': 1, 'coarse': 2, 'image': 'x'}
-  assert data._find_feature(features, int, 'label') == 'coarse'
-  assert data._find_feature(features, int, 'fine') == 'fine'
-  assert data._find_feature(features, float, 'label') is None
+  assert tfds._find_feature(features, int, 'label') == 'coarse'
+  assert tfds._find_feature(features, int, 'fine') == 'fine'
+  assert tfds._find_feature(features, float, 'label') is None
 
 
 def test_a_prepared_set_without_a_train_split_is_refused(tmp_path):
@@ -560,7 +563,7 @@ def test_a_prepared_set_without_a_train_split_is_refused(tmp_path):
 def test_images_of_differing_size_are_refused_unless_they_are_resized(tmp_path):
   images = [*_images(7, 6, 5, 3), *_images(1, 6, 4, 3)]
   _prepare_flowers(tmp_path, {'train': images})
-  told = r'image \d of the train split .*resize all, with --config.data.size='
+  told = r'image \d of the train split .*resize all with --config.data.size='
   with pytest.raises(InputError, match=told):
     data.load('flowers', dir=tmp_path)
   dataset = data.load('flowers', dir=tmp_path, size=(6, 5))
@@ -700,7 +703,7 @@ def _not_finite(value):
     ),
     (
       {'images': np.array([[[object()]]])},
-      r'a\.npz is no readable .npz .*pickle',
+      r'a\.npz cannot be read as .npz .*pickle',
     ),
   ],
 )
@@ -715,7 +718,7 @@ def test_a_damaged_npz_is_named(tmp_path, damage):
   path = tmp_path / 'a.npz'
   np.savez(path, images=_images(60, 8, 8))
   damage(path)
-  with pytest.raises(InputError, match=r'a\.npz is no readable'):
+  with pytest.raises(InputError, match=r'a\.npz cannot be read'):
     data.load(str(path))
 
 
@@ -724,7 +727,7 @@ def test_what_is_no_npz_is_named(tmp_path):
     data.load(str(tmp_path / 'b.npz'))
   np.save(tmp_path / 'c', _images(6, 4, 4))
   shutil.move(tmp_path / 'c.npy', tmp_path / 'c.npz')
-  with pytest.raises(InputError, match=r'c\.npz is no readable'):
+  with pytest.raises(InputError, match=r'c\.npz cannot be read'):
     data.load(str(tmp_path / 'c.npz'))
 
 
@@ -756,10 +759,10 @@ def _objects(path):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (_truncate, 'is no readable .npy'),
-    (_empty, 'is no readable .npy'),
-    (_npz, 'is no readable .npy'),
-    (_objects, 'is no readable .npy .*object'),
+    (_truncate, 'cannot be read as .npy'),
+    (_empty, 'cannot be read as .npy'),
+    (_npz, 'cannot be read as .npy'),
+    (_objects, 'cannot be read as .npy .*object'),
     (Path.unlink, 'does not exist'),
     (lambda path: np.save(path, _images(0, 4, 4)), 'an empty split'),
     (lambda path: np.save(path, np.arange(6)), r'\(6,\): expected \[N, H, W\]'),
@@ -781,7 +784,7 @@ def test_an_npy_that_promises_more_than_it_holds_fills_no_memory(tmp_path):
     np.lib.format.write_array_header_1_0(file, header)
     file.write(bytes(64))
   start = time.monotonic()
-  with pytest.raises(InputError, match=r'is no readable \.npy'):
+  with pytest.raises(InputError, match=r'cannot be read as \.npy'):
     data.load(str(path))
   assert time.monotonic() - start < 1
 
@@ -798,14 +801,14 @@ def test_what_unpacks_to_more_than_half_of_the_memory_is_not_read(
   sizes = {'a.npz': images.nbytes, 'a.npy': images.nbytes, 'images': 4 * 64**2}
   for name, size in sizes.items():
     path = str(tmp_path / name)
-    monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size - 2)
+    monkeypatch.setattr(arrays, 'host_bytes', lambda size=size: 2 * size - 2)
     with pytest.raises(InputError, match=f'{name} unpacks to .* half of the'):
       data.load(path)
-    monkeypatch.setattr(data, 'host_bytes', lambda size=size: 2 * size + 1000)
+    monkeypatch.setattr(arrays, 'host_bytes', lambda size=size: 2 * size + 1000)
     assert data.load(path).images.shape[1:] == (64, 64, 1)
     with pytest.raises(InputError, match=f'{name} unpacks to'):
       data.load(path, size=(64, 80))
-  monkeypatch.setattr(data, 'host_bytes', lambda: 2 * 64**2 - 2)
+  monkeypatch.setattr(arrays, 'host_bytes', lambda: 2 * 64**2 - 2)
   with pytest.raises(InputError, match=r'/0.png unpacks to'):
     data.load(str(tmp_path / 'images'), size=1)
 
@@ -816,26 +819,27 @@ def test_the_memory_is_what_a_container_or_a_limit_leaves(
   (tmp_path / 'max').write_text('max\n')
   (tmp_path / 'limit').write_text('1000000\n')
   names = (tmp_path / 'max', tmp_path / 'none')
-  monkeypatch.setattr(data, '_CONTAINER_LIMITS', names)
-  whole = data.host_bytes()
+  monkeypatch.setattr(memory, '_CONTAINER_LIMITS', names)
+  whole = memory.host_bytes()
   assert whole > 2**28
   names = (tmp_path / 'max', tmp_path / 'limit')
-  monkeypatch.setattr(data, '_CONTAINER_LIMITS', names)
-  assert data.host_bytes() == 1_000_000
+  monkeypatch.setattr(memory, '_CONTAINER_LIMITS', names)
+  assert memory.host_bytes() == 1_000_000
   monkeypatch.setattr(
-    data.resource, 'getrlimit', lambda kind: (900_000, 1_000_000)
+    memory.resource, 'getrlimit', lambda kind: (900_000, 1_000_000)
   )
-  assert data.host_bytes() == 900_000
+  assert memory.host_bytes() == 900_000
 
 
 BOMB = """
 import resource, sys
 import jaxclust.data
+from jaxclust.errors import InputError
 resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 for path in sys.argv[1:]:
   try:
     jaxclust.data.load(path)
-  except jaxclust.data.InputError as error:
+  except InputError as error:
     print(error)
 """
 
@@ -918,7 +922,7 @@ def test_what_lies_in_an_archive_stays_there(tmp_path):
 def test_a_member_that_is_no_array_is_named(tmp_path):
   with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
     archive.writestr('images', b'no array')
-  with pytest.raises(InputError, match=r'images of .*a\.npz is no array'):
+  with pytest.raises(InputError, match=r'images of .*a\.npz is not an array'):
     data.load(str(tmp_path / 'a.npz'))
 
 
@@ -1019,9 +1023,9 @@ def _sixteen_bits(path):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (_cut, r'0\.png is no readable PNG'),
-    (_no_image, r'0\.png is no readable PNG'),
-    (_program, r'0\.png is no readable PNG'),
+    (_cut, r'0\.png cannot be read as PNG'),
+    (_no_image, r'0\.png cannot be read as PNG'),
+    (_program, r'0\.png cannot be read as PNG'),
     (
       _resize,
       r'0\.png has 5x6 pixels .* 6x5: resize .*--config.data.size=\(6, 5\)$',
@@ -1158,24 +1162,27 @@ def test_channels_that_cannot_be_had_are_refused(found, wanted):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (b'', 'starts no IDX file'),
-    (b'\0\0\x08', 'starts no IDX file'),
-    (b'\0\0\x08\0', 'starts no IDX file'),
-    (b'\0\0\x0d\x01\0\0\0\x01abcd', '00000d01 starts no IDX file of bytes'),
-    (b'\0\0\x08\x02\0\0\0\x01', 'starts no IDX file'),
-    (b'\0\0\x08\x01\0\0\0\x03ab', r'2 bytes are no array .* \(3,\)'),
-    (b'\0\0\x08\x01\0\0\0\x03abcd', r'4 bytes are no array .* \(3,\)'),
-    (b'\0\0\x08\x04' + 16 * b'\xff', r'0 bytes are no array'),
+    (b'', 'does not start an IDX file'),
+    (b'\0\0\x08', 'does not start an IDX file'),
+    (b'\0\0\x08\0', 'does not start an IDX file'),
+    (
+      b'\0\0\x0d\x01\0\0\0\x01abcd',
+      '00000d01 does not start an IDX',
+    ),
+    (b'\0\0\x08\x02\0\0\0\x01', 'does not start an IDX file'),
+    (b'\0\0\x08\x01\0\0\0\x03ab', r'size 2 into shape \(3,\)'),
+    (b'\0\0\x08\x01\0\0\0\x03abcd', r'size 4 into shape \(3,\)'),
+    (b'\0\0\x08\x04' + 16 * b'\xff', 'size 0 into shape'),
   ],
 )
 def test_what_is_no_idx_file_says_why(content, message):
   with pytest.raises(ValueError, match=message):
-    data._parse_idx(content)
+    originals._parse_idx(content)
 
 
 def test_an_idx_file_by_hand():
   content = b'\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef'
-  array = data._parse_idx(content)
+  array = originals._parse_idx(content)
   np.testing.assert_array_equal(array, [[97, 98, 99], [100, 101, 102]])
   assert array.dtype == np.uint8
 
@@ -1184,7 +1191,7 @@ def test_a_record_of_absurd_length_is_not_read(tmp_path):
   path = tmp_path / 'a.tfrecord'
   path.write_bytes(struct.pack('<Q4x', 2**62) + b'some')
   with pytest.raises(EOFError, match='ends within a record'):
-    list(data._tfrecords(path))
+    list(tfds._tfrecords(path))
 
 
 # The whole.

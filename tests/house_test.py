@@ -13,8 +13,8 @@ import pytest
 
 import jaxclust
 from jaxclust import gmm, inference, kmeans, selection, training
-from jaxclust.augmentation import Augmentation, Motion
 from jaxclust.autoencoder import Autoencoder
+from jaxclust.data.augment import Augmentation, Motion
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [

@@ -287,8 +287,8 @@ def flip(path):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (cut, 'is no readable .npz'),
-    (flip, 'is no readable .npz'),
+    (cut, 'cannot be read as .npz'),
+    (flip, 'cannot be read as .npz'),
     (change(format=2), 'has format 2, and this version .* reads format 1'),
     (change(format=None), 'has format None'),
     (change(means=None), 'holds no model'),
@@ -304,7 +304,7 @@ def flip(path):
     (change(image_shape=[6.5, 5, 3]), 'image_shape is 6.5'),
     (change(image_shape=[10**15, 10**15, 3]), 'holds no model'),
     (change(batch_size=0), 'batch_size is 0'),
-    (change(features=np.array([{}])), 'no readable .npz .*pickle'),
+    (change(features=np.array([{}])), 'cannot be read as .npz .*pickle'),
   ],
 )
 def test_a_damaged_model_is_named(damage, message, tmp_path):

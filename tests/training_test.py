@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from jaxclust import numerics, training
-from jaxclust.augmentation import Augmentation, Motion, augment
 from jaxclust.autoencoder import Autoencoder
+from jaxclust.data.augment import Augmentation, Motion, augment
 from jaxclust.numerics import InputError
 
 KEY = jax.random.key(1)  # of a network that sees something in every image

@@ -1,4 +1,4 @@
-"""Images drawn anew in every epoch: noise to be removed, small motions.
+"""Augmentation of mini-batches: noise to be removed, and small motions.
 
 Axes: B batch, H height, W width, C channels.
 
@@ -14,34 +14,42 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from jaxclust import numerics
+from jaxclust.checks import check_number
 
 
 class Motion(NamedTuple):
-  """How far images move."""
+  """The bounds of random motions of images."""
 
   max_shift: float  # pixels, along each axis
   max_rotation: float  # degrees, about the center
 
 
 class Augmentation(NamedTuple):
-  """What is drawn; None is not drawn, and costs nothing."""
+  """The random changes of images; None disables one and costs nothing."""
 
-  noise: float | None = None  # standard deviation, of pixels in [0, 1]
+  noise: float | None = None  # standard deviation; pixels are in [0, 1]
   motion: Motion | None = None
 
 
 def from_options(
   *, noise: float, max_shift: float, max_rotation: float
 ) -> Augmentation:
-  """The augmentation of options, of which 0 means none.
+  """Returns an augmentation; an option of 0 disables its change.
+
+  Args:
+    noise: standard deviation of the noise; pixels are in [0, 1].
+    max_shift: pixels, along each axis.
+    max_rotation: degrees, at most 180.
 
   Raises:
-    InputError: if they are out of range.
+    InputError: an option is negative or too large.
+
+  >>> from_options(noise=0.1, max_shift=0, max_rotation=0)
+  Augmentation(noise=0.1, motion=None)
   """
-  numerics.check_number('noise', noise)
-  numerics.check_number('max_shift', max_shift)
-  numerics.check_number('max_rotation', max_rotation, high=180.0)
+  check_number('noise', noise)
+  check_number('max_shift', max_shift)
+  check_number('max_rotation', max_rotation, high=180.0)
   moves = max_shift > 0 or max_rotation > 0
   motion = Motion(float(max_shift), float(max_rotation)) if moves else None
   return Augmentation(float(noise) if noise > 0 else None, motion)
@@ -50,15 +58,16 @@ def from_options(
 def augment(
   keys: jax.Array, pixels: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws what the network sees and what it is to answer.
+  """Draws the inputs of a denoising network and its targets.
 
   Args:
     keys: `[B]`, JAX random keys, one for each image.
     pixels: `[B, H, W, C]` in [0, 1].
-    augmentation: how much to draw.
+    augmentation: the changes to draw.
 
   Returns:
-    Noisy images and clean ones `[B, H, W, C]`, moved alike.
+    Inputs and targets `[B, H, W, C]`. Both have the same motion, and only the
+    inputs have noise.
   """
   noise, motion = augmentation
   if motion is not None:
@@ -85,8 +94,15 @@ def _draw_noise(noise, key, image):
 
 
 def _move(image, shift, angle):
-  """Rotates an image `[H, W, C]` by an angle in radians about its center, then
-  shifts it by `[2]` pixels; zeros come in from beyond the edge."""
+  """Rotates an image `[H, W, C]` about its center, then shifts it.
+
+  Pixels that come from beyond the edge are 0.
+
+  Args:
+    image: `[H, W, C]`.
+    shift: `[2]`, pixels down and to the right.
+    angle: radians, clockwise.
+  """
   height, width, _ = image.shape
   down, right = (height - 1) / 2, (width - 1) / 2
   y, x = jnp.meshgrid(

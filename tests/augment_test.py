@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import augmentation
-from jaxclust.augmentation import Augmentation, Motion, augment
-from jaxclust.numerics import InputError
+from jaxclust.data import augment as module
+from jaxclust.data.augment import Augmentation, Motion, augment
+from jaxclust.errors import InputError
 
 KEY = jax.random.key(0)
 
 
 def move(image, shift, degrees):
   angle = jnp.deg2rad(jnp.float32(degrees))
-  return augmentation._move(image, jnp.array(shift, jnp.float32), angle)
+  return module._move(image, jnp.array(shift, jnp.float32), angle)
 
 
 def split(pixels, key=KEY):
@@ -90,9 +90,9 @@ def test_keys_and_images_have_draws_of_their_own():
 
 def test_options_of_zero_draw_nothing():
   options = {'noise': 0.0, 'max_shift': 0, 'max_rotation': 0.0}
-  assert augmentation.from_options(**options) == Augmentation()
+  assert module.from_options(**options) == Augmentation()
   options['max_shift'] = 2
-  found = augmentation.from_options(**options)
+  found = module.from_options(**options)
   assert found == Augmentation(None, Motion(2.0, 0.0))
   chex.assert_type(jax.tree.leaves(found), float)
 
@@ -104,4 +104,4 @@ def test_options_of_zero_draw_nothing():
 def test_options_that_cannot_be_used_are_named(name, value):
   options = {'noise': 0.0, 'max_shift': 0.0, 'max_rotation': 0.0}
   with pytest.raises(InputError, match=f'{name} is {value}'):
-    augmentation.from_options(**options | {name: value})
+    module.from_options(**options | {name: value})
