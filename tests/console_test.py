@@ -7,6 +7,7 @@ import threading
 
 from jaxclust.report import console
 
+HEADS = ('ARI', 'NMI', 'ACC')
 WAIT = """
 import threading
 from jaxclust.report import console
@@ -90,3 +91,42 @@ def test_without_labels_the_headline_is_what_needs_none():
     ['BIC', '-123,457'],
   ]
   assert console.headline({}, {}) == []
+
+
+def test_a_score_that_a_seed_lacks_is_missing(capsys):
+  names = ('ari', 'nmi', 'acc', 'purity')
+  scores = dict.fromkeys(names, 0.5) | {'cluster_purity': [0.25, 1.0]}
+  seeds = [{'seed': 3, 'test': scores}, {'seed': 4, 'train': {'ari': 0.25}}]
+  summary = {
+    'experiment': 'gmm',
+    'seeds': seeds,
+    'mean': {'train': {'ari': 0.25}, 'test': scores},
+    'std': {'train': {'ari': 0.0}, 'test': dict.fromkeys(names, 0.0)},
+  }
+  _, ari, nmi, *_ = console.headline(summary, {})
+  assert ari[1:] == [
+    '0.2500 ± 0.0000 (1 of 2 seeds)',
+    '0.5000 ± 0.0000 (1 of 2 seeds)',
+  ]
+  assert nmi[1:] == ['- (0 of 2 seeds)', '0.5000 ± 0.0000 (1 of 2 seeds)']
+  assert console.seed_scores(summary) == [
+    ['seed', *(f'{n}, {s}' for s in ('train', 'test') for n in HEADS)],
+    ['3', '-', '-', '-', '0.5000', '0.5000', '0.5000'],
+    ['4', '0.2500', '-', '-', '-', '-', '-'],
+  ]
+  console.closing_table(summary, {'train': {'cluster_purity': [0.5]}})
+  assert 'purity, rank 2' in capsys.readouterr().out
+
+
+def test_a_score_of_the_fit_that_a_seed_lacks_is_missing(capsys):
+  fits = [{'bic': 2.0, 'silhouette': 0.5}, {'bic': 4.0}]
+  seeds = [{'seed': i, 'fit': fit} for i, fit in enumerate(fits)]
+  mean = {'fit': {'bic': 3.0, 'silhouette': 0.5}}
+  summary = {'experiment': 'gmm', 'seeds': seeds, 'mean': mean}
+  silhouette = ['silhouette', '0.5000 (1 of 2 seeds)']
+  assert console.headline(summary, {})[1:] == [silhouette, ['BIC', '3.0000']]
+  assert console.seed_scores(summary) == []
+  del mean['fit']['silhouette']
+  assert console.headline(summary, {})[1] == ['silhouette', '- (1 of 2 seeds)']
+  console.closing_table(summary, {})
+  assert '1 of 2 seeds' in capsys.readouterr().out

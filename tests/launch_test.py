@@ -26,6 +26,7 @@ from jaxclust import (
   data,
   experiments,
   fitting,
+  selection,
   workdir,
 )
 
@@ -572,6 +573,22 @@ def test_labels_and_a_test_split_are_not_needed(tmp_path, capfd):
   assert -1 < summary['fit']['silhouette'] < 1
   assert -0.5 < summary['fit']['stability'] <= 1
   assert summary['dataset']['image_shape'] == [6, 7, 1]
+
+
+def test_a_score_that_one_seed_lacks_is_of_the_others(
+  tmp_path, capfd, monkeypatch
+):
+  images = np.random.default_rng(0).integers(0, 256, (60, 6, 7), np.uint8)
+  np.savez(tmp_path / 'mine.npz', images=images)
+  found = iter([np.array([np.nan]), np.array([0.25])])
+  monkeypatch.setattr(selection, 'silhouette', lambda *_: next(found))
+  flags = [f'--config.data.name={tmp_path}/mine.npz', *SMALL['kmeans']]
+  assert run('kmeans', tmp_path / 'a', '--config.num_seeds=2', *flags) == 0
+  assert '1 of 2 seeds' in capfd.readouterr().out
+  summary = read(tmp_path / 'a')
+  assert 'silhouette' not in summary['seeds'][0]['fit']
+  assert summary['mean']['fit']['silhouette'] == 0.25
+  assert '1 of 2 seeds' in (tmp_path / 'a' / 'report.html').read_text()
 
 
 def test_warnings_are_shown_and_recorded(tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 import shutil
 
 import numpy as np
@@ -106,67 +107,6 @@ def test_a_page_offers_both_embeddings(tmp_path):
   assert (tmp_path / 'map_tsne_class.png').is_file()
 
 
-def test_images_are_laid_out_in_rows():
-  images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
-  np.testing.assert_array_equal(
-    figures.sheet(images, 2)[..., 0], [[0, 1], [2, 128]]
-  )
-  np.testing.assert_array_equal(
-    figures.sheet(images[1:], 2, gap=1)[..., 0],
-    [[1, 128, 2, 128], [128, 128, 128, 128]],
-  )
-  np.testing.assert_array_equal(
-    figures.as_bytes(np.array([-1.0, 0.2, 1.0, 7.0])), [0, 51, 255, 255]
-  )
-
-
-@pytest.mark.parametrize('channels', [1, 2, 3, 4, 5])
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_a_gallery_shows_each_image_in_its_line(
-  channels, dtype, tmp_path, monkeypatch
-):
-  drawn = []
-  show = figures.Figure.add_subplot
-
-  def add_subplot(figure):
-    axes = show(figure)
-    monkeypatch.setattr(axes, 'imshow', lambda image, **_: drawn.append(image))
-    return axes
-
-  monkeypatch.setattr(figures.Figure, 'add_subplot', add_subplot)
-  images = np.arange(3).repeat(2 * channels).reshape(3, 1, 2, channels) / 255
-  images = (255 * images).astype(dtype) if dtype == np.uint8 else images
-  rows = [np.array([1, 0]), np.array([], int), np.array([2])]
-  path = tmp_path / 'figures' / 'gallery.png'
-  figures.gallery(path, images, rows, ['first', 'second', 'third'])
-  assert path.stat().st_size > 1000
-  (image,) = drawn
-  assert image.ndim == (3 if channels in (3, 4) else 2)
-  image = image.reshape(*image.shape[:2], -1)[::2, :, 0]
-  np.testing.assert_array_equal(
-    image, [[1, 1, 128, 0, 0, 128], [128] * 6, [2, 2, *[128] * 4]]
-  )
-
-
-def test_a_gallery_of_many_clusters_is_still_a_picture(tmp_path):
-  rows = [np.array([0])] * 1000
-  images = np.zeros((1, 2, 2, 1), np.uint8)
-  figures.gallery(tmp_path / 'a.png', images, rows, [''] * 1000)
-  with Image.open(tmp_path / 'a.png') as picture:
-    assert picture.height < 2**15
-
-
-@pytest.mark.parametrize(
-  ('channels', 'mode'), [(1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'L')]
-)
-def test_an_image_of_any_channels_is_written(channels, mode, tmp_path):
-  figures.save_image(
-    tmp_path / 'a' / 'b.png', np.zeros((4, 5, channels), np.uint8)
-  )
-  with Image.open(tmp_path / 'a' / 'b.png') as image:
-    assert (image.mode, image.size) == (mode, (5, 4))
-
-
 def test_the_strips_of_a_cluster_are_its_first_and_last_by_order(tmp_path):
   found = findings()
   (section,) = [s for s in page.draw(found, tmp_path) if s.clusters]
@@ -248,6 +188,26 @@ def test_a_page_without_labels_network_or_history(tmp_path):
   ]
   text = page.render(SUMMARY, {}, {}, sections)
   assert 'by class' not in text
+
+
+def test_a_page_with_labels_of_the_test_images_only(tmp_path):
+  found = findings(with_labels=False, scores=findings().scores)
+  sections = page.draw(found, tmp_path)
+  (section,) = [s for s in sections if s.title == 'Clusters and classes']
+  assert [path.name for path, _ in section.charts] == ['purity.png']
+
+
+def test_a_page_of_seeds_that_do_not_have_the_same_scores():
+  scores = {'ari': 0.25, 'nmi': 0.5, 'acc': 0.75, 'purity': 1.0}
+  seeds = [{'seed': 3, 'test': scores}, {'seed': 4, 'train': {'ari': 0.125}}]
+  means = {'train': {'ari': 0.125}, 'test': scores}
+  summary = SUMMARY | {'seeds': seeds, 'mean': means, 'std': {}}
+  text = page.render(summary, {}, {}, [])
+  cells = re.findall(r'<td>([^<]*)', text[text.index('<h2>Seeds') :])[:14]
+  assert cells == [
+    *('3', '-', '-', '-', '0.2500', '0.5000', '0.7500'),
+    *('4', '0.1250', '-', '-', '-', '-', '-'),
+  ]
 
 
 def test_an_empty_cluster_has_a_center_and_no_members(tmp_path):

@@ -67,27 +67,26 @@ class _Copy:
 
   def __init__(self, folder, read):
     self.folder, self.read = folder, read
-    self.written, self.writer = [], None
-
-  def update(self):
-    records = self.read()
-    if self.writer is None or records[: len(self.written)] != self.written:
-      self.restart()
-    for record in records[len(self.written) :]:
-      for tag, value, step in scalars(record):
-        self.writer.add_scalar(tag, value, step)
-    self.written = records
+    self.restart()
 
   def restart(self):
     import tensorboardX
 
-    if self.writer is not None:
-      self.writer.close()
     shutil.rmtree(self.folder, ignore_errors=True)
     self.written = []
     self.writer = tensorboardX.SummaryWriter(
       str(self.folder), flush_secs=_SECONDS_BETWEEN_READS
     )
+
+  def update(self):
+    records = self.read()
+    if records[: len(self.written)] != self.written:
+      self.writer.close()
+      self.restart()
+    for record in records[len(self.written) :]:
+      for tag, value, step in scalars(record):
+        self.writer.add_scalar(tag, value, step)
+    self.written = records
 
 
 def scalars(record: dict) -> list[tuple[str, float, int]]:

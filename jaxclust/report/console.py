@@ -34,6 +34,7 @@ _SEED_SCORES = ('ari', 'nmi', 'acc')
 # Text of a score that the run does not have.
 _MISSING = '-'
 
+# Seconds after which `working` prints.
 _SECONDS_OF_SILENCE = 2
 
 
@@ -184,12 +185,7 @@ def _number(value, spread=None):
 
 
 def closing_table(summary: dict, reference: dict) -> None:
-  """Prints the headline and, with labels, the sorted purities of the clusters.
-
-  Args:
-    summary: see `headline`.
-    reference: see `headline`.
-  """
+  """Prints the `headline` and, with labels, the sorted purities of clusters."""
   head, *rows = headline(summary, reference) or [['']]
   title = summary['experiment']
   if 'seeds' in summary:
@@ -229,12 +225,7 @@ def sweep_table(records: Sequence[dict], choices: dict) -> None:
 
 
 def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
-  """Prints times and ratios.
-
-  Args:
-    rows: of `benchmark.run`.
-    limits: of `benchmark.run`.
-  """
+  """Prints times and ratios; rows and limits are those of `benchmark.run`."""
   lines = []
   for row in rows:
     title = row['name']

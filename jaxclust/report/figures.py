@@ -28,11 +28,7 @@ COLORS = (
 
 
 def losses(path: Path, records: Sequence[dict]) -> Path:
-  """Draws training and validation loss over epochs.
-
-  Args:
-    records: with 'epoch', 'train_loss' and, if there is one, 'val_loss'.
-  """
+  """Draws 'train_loss' and, where a record has it, 'val_loss' over epochs."""
   axes = _axes(5.5, 3.4, xlabel='epoch', ylabel='mean squared error')
   for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
     points = [(r['epoch'], r[key]) for r in records if key in r]
@@ -81,41 +77,29 @@ def confusion(
 
 
 def purities(path: Path, scores: dict[str, Sequence[float]]) -> Path:
-  """Draws the purity of the clusters of each split, highest first.
-
-  Args:
-    scores: split -> purities of the K clusters.
-  """
+  """Draws the purities `[K]` of the clusters of each split, highest first."""
   axes = _axes(5.5, 3, xlabel='clusters, purest first', ylabel='purity')
   width = 0.8 / len(scores)
   for i, (split, values) in enumerate(scores.items()):
     places = np.arange(len(values)) + (i - (len(scores) - 1) / 2) * width
     axes.bar(places, sorted(values, reverse=True), width, label=split)
   axes.set_ylim(0, 1)
-  axes.locator_params('x', integer=True)
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(alpha=0.3, axis='y')
   axes.legend()
   return _save(axes.figure, path)
 
 
 def sizes(
-  path: Path,
-  labels: np.ndarray,
-  confidence: np.ndarray,
-  num_clusters: int,
+  path: Path, labels: np.ndarray, confidence: np.ndarray, num_clusters: int
 ) -> Path:
-  """Draws the sizes of the clusters, and a histogram of confidence.
-
-  Args:
-    labels: `[N]` clusters, 0 to K - 1.
-    confidence: `[N]` from 0 to 1.
-    num_clusters: K.
-  """
+  """Draws the sizes of K clusters from labels `[N]`, and a histogram of
+  confidence `[N]`, from 0 to 1."""
   figure = Figure(figsize=(5.5, 3), layout='constrained')
   left, right = figure.subplots(1, 2)
   left.bar(range(num_clusters), np.bincount(labels, minlength=num_clusters))
   left.set(xlabel='cluster', ylabel='images')
-  left.locator_params('x', integer=True)
+  left.xaxis.get_major_locator().set_params(integer=True)
   right.hist(confidence, bins=np.linspace(0, 1, 21))
   right.set(xlabel='confidence', ylabel='images', yscale='log')
   for axes in (left, right):
@@ -124,13 +108,8 @@ def sizes(
 
 
 def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
-  """Draws the score of each restart after each step.
-
-  Args:
-    histories: `[S, R]` scores of R restarts after each of S steps; a restart
-      that has stopped repeats its last score.
-    score: name of the score.
-  """
+  """Draws the score of each restart after each step from histories `[S, R]` of
+  S steps and R restarts; a restart that has stopped repeats its last score."""
   label = score.replace('_', ' ')
   axes = _axes(5.5, 3.2, xlabel='step', ylabel=label)
   steps = np.arange(1, len(histories) + 1)
@@ -143,18 +122,9 @@ def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
 
 
 def scatter(
-  path: Path,
-  points: np.ndarray,
-  groups: np.ndarray,
-  names: Sequence[str],
+  path: Path, points: np.ndarray, groups: np.ndarray, names: Sequence[str]
 ) -> Path:
-  """Draws points in the colors of their groups.
-
-  Args:
-    points: `[N, 2]` coordinates.
-    groups: `[N]` groups, 0 to G - 1.
-    names: of the G groups.
-  """
+  """Draws points `[N, 2]` in the colors of their groups `[N]`, 0 to G - 1."""
   axes = _axes(5.5, 4.4, xticks=[], yticks=[])
   for group, name in enumerate(names):
     color = COLORS[group % len(COLORS)]
@@ -185,22 +155,17 @@ def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
       axes.axvline(choice, color='0.6', linestyle='--', zorder=0)
     title = name if choice is None else f'{name}: {choice}'
     axes.set(title=title, xlabel='clusters')
-    axes.locator_params('x', integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
   return _save(figure, path)
 
 
 def benchmark(path: Path, rows: Sequence[dict]) -> Path:
-  """Draws the speed of jaxclust relative to each peer, with the spread over
-  rounds, and the time of the rows that have no peer.
-
-  Args:
-    rows: of `benchmark.run`.
-  """
-  panels = [
-    (_draw_ratios, [row for row in rows if row['ratio']]),
-    (_draw_times, [row for row in rows if not row['ratio']]),
-  ]
+  """Draws the rows of `benchmark.run`: the ratio of each peer's time to that of
+  jaxclust, with its spread over rounds; the time of rows without a peer."""
+  compared = [row for row in rows if row['ratio']]
+  alone = [row for row in rows if not row['ratio']]
+  panels = (_draw_ratios, compared), (_draw_times, alone)
   panels = [(draw, part) for draw, part in panels if part]
   heights = [
     1.2 + 0.15 * sum(1 + len(row['seconds']) for row in part)
@@ -260,13 +225,11 @@ def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
   Returns:
     `[ceil(N / num_columns) (H + gap), num_columns (W + gap), C]` uint8.
   """
-  num_images, height, width, channels = images.shape
-  num_rows = -(-num_images // num_columns)
-  cell = (height + gap, width + gap, channels)
-  cells = np.full((num_rows * num_columns, *cell), 128, np.uint8)
-  cells[:num_images, :height, :width] = as_bytes(images)
-  cells = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
-  return cells.reshape(num_rows * cell[0], num_columns * cell[1], channels)
+  padding = (0, -len(images) % num_columns), (0, gap), (0, gap), (0, 0)
+  cells = np.pad(as_bytes(images), padding, constant_values=128)
+  _, height, width, channels = cells.shape
+  cells = cells.reshape(-1, num_columns, height, width, channels)
+  return cells.swapaxes(1, 2).reshape(-1, num_columns * width, channels)
 
 
 def gallery(
@@ -313,9 +276,9 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
 
 
 def save_image(path: Path, image: np.ndarray) -> Path:
-  """Writes an image `[H, W, C]` of uint8."""
+  """Writes an image `[H, W, C]`, see `as_bytes`."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(_picture(image)).save(path)
+  Image.fromarray(_picture(as_bytes(image))).save(path)
   return path
 
 

@@ -18,14 +18,9 @@ from jaxclust.checks import check_choice
 from jaxclust.errors import InputError
 from jaxclust.report import console, figures
 
-# Images in a strip.
-_STRIP = 10
-
-# Maximum number of images on the map.
-_MAP_IMAGES = 1500
-
-# Maximum height and width in pixels of an image on the map.
-_MAP_SIDE = 32
+_STRIP = 10  # images in a strip
+_MAP_IMAGES = 1500  # maximum number of images on the map
+_MAP_SIDE = 32  # maximum height and width in pixels of an image there
 
 
 class Findings(NamedTuple):
@@ -70,7 +65,7 @@ def principal_components(x: np.ndarray) -> np.ndarray:
   """Returns the coordinates `[n, 2]` of points `[n, D]` along the two
   directions of largest variance; a missing direction has coordinates 0.
 
-  >>> abs(principal_components(np.array([[0.0], [2.0]]))).tolist()
+  >>> abs(principal_components(np.array([[0.0], [2.0]]))).round(6).tolist()
   [[1.0, 0.0], [1.0, 0.0]]
   """
   x = x - x.mean(axis=0, dtype=np.float64)
@@ -231,13 +226,13 @@ def _cluster_card(findings, cluster, folder):
         figures.sheet(findings.images[rows], _STRIP, gap=1),
       )
       strips.append((path, f'{name} members of cluster {cluster}'))
-  center = figures.as_bytes(np.asarray(findings.centers[cluster]))
-  path = figures.save_image(folder / f'cluster_{cluster}_center.png', center)
   return {
     'number': cluster,
     'size': len(members),
     'classes': _commonest_classes(findings, members),
-    'center': path,
+    'center': figures.save_image(
+      folder / f'cluster_{cluster}_center.png', findings.centers[cluster]
+    ),
     'strips': strips,
   }
 
