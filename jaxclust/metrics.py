@@ -1,7 +1,7 @@
-"""How well a clustering agrees with labels that it has not seen.
+"""Agreement of a clustering with labels that it has not seen.
 
-Classes may be any labels, with gaps, negative or strings, and more or fewer
-than the clusters. scikit-learn's functions where it has them.
+Classes may have any names: numbers with gaps, negative numbers or strings.
+Their number may differ from that of the clusters.
 
 Axes: N points, C classes, K clusters.
 
@@ -24,11 +24,19 @@ def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
     num_clusters: K.
 
   Returns:
-    'ari' (adjusted Rand index), 'nmi' and 'ami' (normalised and adjusted mutual
-    information), 'v_measure', 'acc' (share of points that the best one-to-one
-    matching of clusters and classes gets right), 'purity' (share of points in
-    the largest class of their cluster) and 'cluster_purity' (a list of K; 0 for
-    a cluster without points).
+    'ari': the adjusted Rand index.
+    'nmi', 'ami': the normalised and the adjusted mutual information.
+    'v_measure': equal to 'nmi', which divides by the mean of both entropies.
+    'acc': the share of points in the class that the best one-to-one matching
+      gives their cluster.
+    'purity': the share of points in the largest class of their cluster.
+    'cluster_purity': the same for each cluster, a list of K; 0 if it is empty.
+
+  Raises:
+    IndexError: if a label is not below K.
+
+  >>> scores(np.array(['a', 'a', 'b', 'b']), np.array([0, 0, 1, 2]), 3)['acc']
+  0.75
   """
   classes = np.unique(classes, return_inverse=True)[1]
   table = confusion(classes, labels, num_clusters)
@@ -49,7 +57,14 @@ def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
 def confusion(
   classes: np.ndarray, labels: np.ndarray, num_clusters: int
 ) -> np.ndarray:
-  """Counts `[C, K]` of points by true class, in sorted order, and cluster."""
+  """Returns counts `[C, K]` of points by sorted true class and by cluster.
+
+  Args and errors are those of `scores`.
+
+  >>> confusion(np.array(['b', 'a', 'b']), np.array([0, 1, 0]), 2)
+  array([[0, 1],
+         [2, 0]])
+  """
   names, rows = np.unique(classes, return_inverse=True)
   table = np.zeros((len(names), num_clusters), np.int64)
   np.add.at(table, (rows, labels), 1)
@@ -57,12 +72,15 @@ def confusion(
 
 
 def match(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Pairs of class and cluster that hold the most points, one to one.
+  """Matches classes and clusters one to one so that most points agree.
 
   Args:
     table: `[C, K]` counts.
 
   Returns:
     min(C, K) classes in rising order, and the cluster of each.
+
+  >>> match(np.array([[0, 1], [2, 0]]))
+  (array([0, 1]), array([1, 0]))
   """
   return optimize.linear_sum_assignment(table, maximize=True)
