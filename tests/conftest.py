@@ -3,6 +3,7 @@ full and has no memory of earlier tests."""
 
 import gc
 import os
+import random
 
 import jax
 import pytest
@@ -20,6 +21,12 @@ def pytest_addoption(parser):
     type=int,
     default=5,
     help='how often a run is killed at a random moment',
+  )
+  parser.addoption(
+    '--kill_seed',
+    type=int,
+    default=random.SystemRandom().randrange(2**32),
+    help='seed of those moments, to repeat a run that failed',
   )
 
 

@@ -1,4 +1,4 @@
-"""The examples of the README run as they stand."""
+"""The README: its examples run, and what it names exists."""
 
 import pathlib
 import re
@@ -16,7 +16,6 @@ README = (ROOT / 'README.md').read_text()
 def test_the_python_examples_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (command,) = re.findall(r'launch.py (.*--workdir=runs/digits)', README)
-  command = command.replace('configs', str(ROOT / 'configs'))
   short = '--config.training.num_epochs=3'
   assert launch.main(['launch.py', *command.split(), short]) == 0
   examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
@@ -33,13 +32,28 @@ def test_the_commands_name_files_and_extras_that_exist():
     assert extra in project['optional-dependencies']
 
 
-PROMISES = re.findall(r'`(\w+_test)(?: -k "?(.*?)"?)?`', README)
+(TABLE,) = re.findall(r'\| promise .*\n\|[-|]+\n((?:\|.*\n)+)', README)
+PROMISES = [row.split(' | ')[:2] for row in TABLE.splitlines()]
 
 
-@pytest.mark.parametrize(('name', 'keywords'), PROMISES)
-def test_what_holds_a_promise_exists(name, keywords):
-  """As `pytest tests/<name>.py -k <keywords>` would find it."""
-  source = (ROOT / 'tests' / f'{name}.py').read_text()
-  tests = re.findall(r'(?:def|class) (test_\w+|\w+Test)\b', source)
-  for keyword in keywords.split(' or '):
-    assert any(keyword in test for test in tests), keyword
+@pytest.mark.parametrize(('promise', 'held_by'), PROMISES)
+def test_each_promise_names_tests_that_exist(promise, held_by):
+  """As `pytest FILES -k KEYWORDS` selects them, from each of the files."""
+  commands = re.findall('`(.*?)`', held_by)
+  assert commands, f'no test holds the promise {promise}'
+  for command in commands:
+    files, _, keywords = command.partition(' -k ')
+    keywords = keywords.strip('"').lower().split(' or ')
+    found = [names_of_tests(file) for file in files.split()]
+    for names in found:
+      assert names
+      assert any(word in names for word in keywords), command
+    for word in keywords:
+      assert any(word in names for names in found), (command, word)
+
+
+def names_of_tests(file):
+  """Returns the tests of `tests/FILE.py` and their classes, one a line."""
+  source = (ROOT / 'tests' / f'{file}.py').read_text().lower()
+  names = re.findall(r'^ *(?:def|class) (test_\w+|\w+test)\b', source, re.M)
+  return '\n'.join(names)

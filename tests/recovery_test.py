@@ -1,7 +1,7 @@
-"""Runs that are killed or stopped end in what undisturbed runs end in.
+"""Runs that are killed or stopped end with the results of undisturbed runs.
 
-A child counts its calls of functions of the package and of Orbax, and sends
-itself a signal at a certain one: moments are chosen by count, over all phases.
+A child process counts its calls of functions of jaxclust and Orbax, and sends
+itself a signal at a chosen count, so that signals arrive in every phase.
 """
 
 import json
@@ -29,7 +29,7 @@ from jaxclust import cli, experiments, fitting
 
 fitting._SECONDS_BETWEEN_CHECKPOINTS = 0
 fitting._MOST_STEPS = 3
-fitting._CPU_OPERATIONS = 6e8  # some steps of the network
+fitting._CPU_OPERATIONS = 6e8  # a few training steps per call
 signals = dict(eval(sys.argv[1]))
 count = 0
 
@@ -61,7 +61,7 @@ FLAGS = {
 
 
 class Whole(NamedTuple):
-  """A run that nothing has disturbed."""
+  """An undisturbed run."""
 
   name: str  # of its flags
   path: pathlib.Path
@@ -70,7 +70,7 @@ class Whole(NamedTuple):
 
 
 def run(name, path, cache, signals=()):
-  """A run whose n-th call sends a signal, for pairs (n, signal)."""
+  """Runs a child whose n-th call sends a signal, for pairs (n, signal)."""
   environment = os.environ | {
     'JAX_ENABLE_COMPILATION_CACHE': '1',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
@@ -102,7 +102,7 @@ def whole(request, tmp_path_factory):
 
 
 def restore(path, phase):
-  """The bytes of all arrays of the newest checkpoint, whatever they are."""
+  """Returns the step and the bytes of the arrays of the newest checkpoint."""
   steps = checkpoints._steps(path / 'checkpoints' / phase)
   manifest = path / 'checkpoints' / phase / f'{steps[-1]}.json'
   arrays = json.loads(manifest.read_text())['arrays']
@@ -114,7 +114,7 @@ def restore(path, phase):
 
 
 def results(path):
-  """All that a run leaves behind, but for seconds and warnings."""
+  """Returns all that a run writes, except seconds and warnings."""
   summary = json.loads((path / 'summary.json').read_text())
   del summary['seconds'], summary['warnings']
   with np.load(path / 'assignments.npz') as arrays:
@@ -137,10 +137,9 @@ def assert_same(path, other):
 def test_runs_that_are_killed_end_like_one_that_is_not(
   whole, tmp_path, pytestconfig
 ):
-  seed = random.SystemRandom().randrange(2**32)
-  print('seed of the moments:', seed)
+  kills, seed = (pytestconfig.getoption(o) for o in ('kills', 'kill_seed'))
+  print(f'to repeat the moments: --kills={kills} --kill_seed={seed}')
   moments = random.Random(seed)
-  kills = pytestconfig.getoption('kills')
   share = {'gmm': kills - kills // 3, 'kmeans': kills // 3}
   for _ in range(share[whole.name]):
     moment = moments.randrange(1, whole.num_calls)
@@ -160,7 +159,7 @@ def test_a_signal_in_any_phase_saves_and_ends(number, whole, tmp_path):
   for share in (0.3, 0.6, 0.95) if whole.name == 'gmm' else (0.5,):
     moment = int(share * whole.num_calls)
     stopped = run(whole.name, path, whole.cache, [(moment, number)])
-    if stopped.returncode == 0:  # it had less left to do than that
+    if stopped.returncode == 0:  # a resumed run makes fewer calls
       break
     assert stopped.returncode == 128 + number, stopped.stderr
     assert stopped.stderr == f'error: stopped by {number.name}\n'
