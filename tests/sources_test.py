@@ -1,0 +1,336 @@
+"""Image sets from files and folders, and errors if they are unusable."""
+
+import io
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_sets import (
+  assert_equal,
+  empty,
+  isolate,
+  not_finite,
+  random_images,
+  save,
+  savez,
+  truncate,
+)
+from PIL import Image
+
+from jaxclust import data
+from jaxclust.errors import InputError
+
+
+def test_every_fourth_digit_is_in_the_test_split():
+  from sklearn.datasets import load_digits
+
+  digits = data.load('digits')
+  assert digits.images.shape == (1348, 8, 8, 1)
+  assert digits.test_images.shape == (449, 8, 8, 1)
+  assert digits.images.dtype == digits.test_images.dtype == np.uint8
+  target = load_digits().target
+  np.testing.assert_array_equal(digits.test_labels, target[3::4])
+  np.testing.assert_array_equal(digits.labels[:6], target[[0, 1, 2, 4, 5, 6]])
+  np.testing.assert_array_equal(
+    digits.test_images[0, :, :, 0],
+    np.round(load_digits().images[3] * 255 / 16),
+  )
+  assert digits.images.max() == 255
+  assert digits.label_names == tuple('0123456789')
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
+  isolate(monkeypatch, tmp_path)
+  for name in ('fashion-mnist', 'fasion_mnist'):
+    with pytest.raises(InputError, match="nearest is 'fashion_mnist'"):
+      data.load(name)
+  with pytest.raises(InputError, match=f'digits.*{tmp_path}.*folder of images'):
+    data.load('')
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_npz_is_loaded_as_it_was_saved(tmp_path):
+  arrays = {
+    'images': random_images(6, 27, 31, 3),
+    'labels': np.array([3, -1, 3, 9, 0, 0]),
+    'test_images': random_images(2, 27, 31, 3),
+    'test_labels': np.array([3, 9]),
+  }
+  path = savez(tmp_path / 'a.npz', **arrays)
+  assert_equal(data.load(path), data.Dataset(path, **arrays))
+  other = tmp_path / 'no_suffix'
+  shutil.copy(path, other)
+  np.testing.assert_array_equal(data.load(str(other)).images, arrays['images'])
+
+
+@pytest.mark.parametrize('shape', [(6, 4, 5), (6, 4, 5, 3)])
+def test_an_npy_holds_images_alone(tmp_path, shape):
+  images = np.asfortranarray(random_images(*shape))
+  np.save(tmp_path / 'a.npy', images)
+  dataset = data.load(str(tmp_path / 'a.npy'))
+  np.testing.assert_array_equal(
+    dataset.images, images.reshape(*shape[:3], -1), strict=True
+  )
+  assert not isinstance(dataset.images, np.memmap)
+  assert dataset.labels is dataset.test_images is None
+  assert dataset.files == ()
+
+
+def _npz(path):
+  with open(path, 'wb') as file:
+    np.savez(file, images=random_images(6, 4, 4))
+
+
+def _objects(path):
+  np.save(path, np.array([[[object()]]]), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (truncate, 'cannot be read as .npy'),
+    (empty, 'cannot be read as .npy'),
+    (_npz, 'cannot be read as .npy'),
+    (_objects, 'cannot be read as .npy .*object'),
+    (Path.unlink, 'does not exist'),
+    (lambda path: np.save(path, random_images(0, 4, 4)), 'an empty split'),
+    (lambda path: np.save(path, np.arange(6)), r'\(6,\): expected \[N, H, W\]'),
+    (lambda path: np.save(path, not_finite(np.nan)), '2 values .* not finite'),
+  ],
+)
+def test_an_npy_that_cannot_be_used_says_why(tmp_path, damage, message):
+  path = tmp_path / 'a.npy'
+  np.save(path, random_images(60, 8, 8))
+  damage(path)
+  with pytest.raises(InputError, match=message):
+    data.load(str(path))
+
+
+def test_an_npy_that_promises_more_than_it_holds_fills_no_memory(tmp_path):
+  path = tmp_path / 'a.npy'
+  with open(path, 'wb') as file:
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (2**31, 8, 8)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(bytes(64))
+  start = time.monotonic()
+  with pytest.raises(InputError, match=r'cannot be read as \.npy'):
+    data.load(str(path))
+  assert time.monotonic() - start < 1
+
+
+BOMB = """
+import resource, sys
+import jaxclust.data
+from jaxclust.errors import InputError
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+for path in sys.argv[1:]:
+  try:
+    jaxclust.data.load(path)
+  except InputError as error:
+    print(error)
+"""
+
+
+def _npz_of_nothing(path, shape):
+  """Writes an .npz whose header states a shape, without any data."""
+  header = io.BytesIO()
+  described = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(header, described)
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('images.npy', header.getvalue())
+
+
+def _npz_bomb(path, num_bytes):
+  """Writes an .npz of zeros, which is a thousandth of their bytes."""
+  header = io.BytesIO()
+  shape = (num_bytes >> 20, 1024, 1024)
+  described = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(header, described)
+  with (
+    zipfile.ZipFile(
+      path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as archive,
+    archive.open('images.npy', 'w', force_zip64=True) as file,
+  ):
+    file.write(header.getvalue())
+    block = bytes(2**24)
+    for _ in range(num_bytes // len(block)):
+      file.write(block)
+
+
+def _png_bomb(path, width, height):
+  """Writes a PNG whose header states a size, without any data."""
+  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  content = b'\x89PNG\r\n\x1a\n'
+  for kind, body in ((b'IHDR', header), (b'IDAT', b'')):
+    checksum = zlib.crc32(kind + body)
+    content += struct.pack('>I', len(body)) + kind + body
+    content += struct.pack('>I', checksum)
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_bombs_and_absurd_headers_end_in_an_error_within_8_gib(tmp_path):
+  _npz_of_nothing(tmp_path / 'long.npz', (2**62, 1, 1))
+  _npz_of_nothing(tmp_path / 'large.npz', (2**36, 28, 28))
+  _npz_of_nothing(tmp_path / 'negative.npz', (-5, 28, 28))
+  _npz_bomb(tmp_path / 'bomb.npz', 2**32 + 2**24)
+  _png_bomb(tmp_path / 'one' / '0.png', 2**31 - 1, 2**31 - 1)
+  for row in range(60):
+    _png_bomb(tmp_path / 'many' / f'{row}.png', 9_000, 9_000)
+  names = ['long.npz', 'large.npz', 'negative.npz', 'bomb.npz', 'one', 'many']
+  done = subprocess.run(
+    [sys.executable, '-c', BOMB, *(str(tmp_path / name) for name in names)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  told = done.stdout.splitlines()
+  assert len(told) == len(names)
+  for name, line in zip(names, told, strict=True):
+    assert line.startswith(str(tmp_path / name))
+  assert 'unpacks to 4.02 GiB' in told[3]
+  assert 'unpacks to 4.53 GiB' in told[5]
+
+
+def test_the_sub_folders_of_a_folder_are_its_labels(tmp_path):
+  images = random_images(4, 6, 5)
+  for name, image in zip(
+    ['dog/2.png', 'cat/z.PNG', 'dog/1.png', 'ant/x/1.png'], images, strict=True
+  ):
+    save(tmp_path / name, image)
+  for name in ('dog/.3.png', '.git/4.png'):
+    save(tmp_path / name, images[0])
+  (tmp_path / 'notes.txt').write_text('no image')
+  dataset = data.load(str(tmp_path))
+  np.testing.assert_array_equal(
+    dataset.images, images[[3, 1, 2, 0], :, :, None], strict=True
+  )
+  np.testing.assert_array_equal(dataset.labels, [0, 1, 2, 2])
+  assert dataset.label_names == ('ant', 'cat', 'dog')
+  assert dataset.files == ('ant/x/1.png', 'cat/z.PNG', 'dog/1.png', 'dog/2.png')
+  assert dataset.test_images is None
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+  for row, image in enumerate(random_images(3, 6, 5)):
+    save(tmp_path / f'{row}.jpg', image)
+  dataset = data.load(str(tmp_path))
+  assert dataset.images.shape == (3, 6, 5, 1)
+  assert dataset.labels is None
+  assert dataset.label_names == ()
+  assert dataset.files == ('0.jpg', '1.jpg', '2.jpg')
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_colours_are_kept(tmp_path, channels):
+  images = random_images(2, 6, 5, channels)
+  for row, image in enumerate(images):
+    save(tmp_path / f'{row}.png', image)
+  np.testing.assert_array_equal(data.load(str(tmp_path)).images, images)
+
+
+def test_mixed_modes_become_rgb(tmp_path):
+  grey, colour = random_images(6, 5), random_images(6, 5, 3)
+  save(tmp_path / 'a.png', grey)
+  save(tmp_path / 'b.png', colour)
+  expected = np.stack([np.repeat(grey[..., None], 3, axis=2), colour])
+  np.testing.assert_array_equal(data.load(str(tmp_path)).images, expected)
+
+
+@pytest.mark.parametrize(
+  ('orientation', 'turn'),
+  [
+    (1, lambda image: image),
+    (3, lambda image: image[::-1, ::-1]),
+    (6, lambda image: np.rot90(image, -1)),
+    (8, lambda image: np.rot90(image, 1)),
+  ],
+)
+def test_an_image_is_turned_as_its_camera_says(tmp_path, orientation, turn):
+  image = random_images(6, 5)
+  exif = Image.Exif()
+  exif[274] = orientation
+  Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
+  found = data.load(str(tmp_path)).images
+  np.testing.assert_array_equal(found[0, ..., 0], turn(image))
+
+
+def _cut(path):
+  path.write_bytes(path.read_bytes()[:-40])
+
+
+def _no_image(path):
+  path.write_text('no image')
+
+
+def _program(path):
+  """Writes PostScript, for which Pillow runs another program."""
+  path.write_text(
+    '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n'
+  )
+
+
+def _resize(path):
+  save(path, random_images(5, 6))
+
+
+def _sixteen_bits(path):
+  save(path, random_images(6, 5).astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (_cut, r'0\.png cannot be read as PNG'),
+    (_no_image, r'0\.png cannot be read as PNG'),
+    (_program, r'0\.png cannot be read as PNG'),
+    (
+      _resize,
+      r'0\.png has 5x6 pixels .* 6x5: resize .*--config.data.size=\(6, 5\)$',
+    ),
+    (_sixteen_bits, r'0\.png has mode I;16'),
+  ],
+)
+def test_an_image_that_cannot_be_used_is_named(tmp_path, damage, message):
+  for row, image in enumerate(random_images(4, 6, 5)):
+    save(tmp_path / f'{row}.png', image)
+  damage(tmp_path / '0.png')
+  with pytest.raises(InputError, match=message):
+    data.load(str(tmp_path))
+
+
+def test_an_image_beside_the_labels_is_named(tmp_path):
+  save(tmp_path / 'a' / '0.png', random_images(6, 5))
+  save(tmp_path / 'b.png', random_images(6, 5))
+  with pytest.raises(InputError, match=r'b\.png lies beside the sub-folders'):
+    data.load(str(tmp_path))
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r'holds no \.png'):
+    data.load(str(tmp_path))
+
+
+def test_images_of_a_folder_are_resized_each(tmp_path):
+  images = [random_images(6, 5, 3), random_images(4, 4, 3), random_images(9, 2)]
+  for name, image in zip('abc', images, strict=True):
+    save(tmp_path / f'{name}.png', image)
+  dataset = data.load(str(tmp_path), size=(4, 4))
+  assert dataset.images.shape == (3, 4, 4, 3)
+  np.testing.assert_array_equal(dataset.images[1], images[1])
+  for row, image in (
+    (0, images[0]),
+    (2, np.repeat(images[2][..., None], 3, 2)),
+  ):
+    np.save(tmp_path / 'a.npy', image[None])
+    alone = data.load(str(tmp_path / 'a.npy'), size=4).images[0]
+    np.testing.assert_array_equal(dataset.images[row], alone)
