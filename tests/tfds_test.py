@@ -143,9 +143,7 @@ def test_images_of_differing_size_are_refused_unless_they_are_resized(tmp_path):
   assert dataset.images.shape == (8, 6, 5, 3)
   found = count_rows(dataset.images, dataset.labels)
   assert not count_rows(images[:7], np.arange(7) % 3) - found
-  with pytest.raises(
-    InputError, match=told
-  ):  # no decoded copy
+  with pytest.raises(InputError, match=told):  # no decoded copy
     data.load('flowers', dir=tmp_path)
 
 

@@ -228,7 +228,7 @@ def _opened(path):
 def _orientation(image):
   """Returns the camera's orientation, 1 to 8, from the header of an image.
 
-  Without that look at `info`, Pillow decodes a whole PNG to find its EXIF.
+  If `info` has no EXIF, `getexif` would decode a whole PNG to look for it.
   """
   from PIL import ExifTags
 
