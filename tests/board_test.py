@@ -1,4 +1,4 @@
-"""TensorBoard's files say what the log says."""
+"""The event files hold the numbers of the log."""
 
 import functools
 
@@ -20,7 +20,7 @@ def mirror(path):
 
 
 def events(path):
-  """What TensorBoard would show: (tag, step) -> value."""
+  """Returns the values that TensorBoard shows by (tag, step)."""
   files = pytest.importorskip('tensorboardX.record_writer')
   from tensorboardX.proto.event_pb2 import Event
 
@@ -74,7 +74,7 @@ def test_looks_at_the_log_follow_it(tmp_path):
   assert [step for _, step in events(tmp_path)] == [5, 9]
 
 
-def test_a_board_that_cannot_be_had_is_named(monkeypatch):
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setattr(board.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=r"pip install '\.\[board\]'"):
     board.check()

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal, or finds in a pipe."""
+"""Output on a terminal and in a pipe."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_a_phase_of_unknown_length_is_a_line_in_a_pipe(monkeypatch, capsys):
   assert capsys.readouterr().out == 'data ...\n'
 
 
-def test_a_short_phase_is_not_told_of(capsys):
+def test_a_short_phase_is_not_shown(capsys):
   with console.working('data'):
     pass
   assert capsys.readouterr().out == ''

@@ -582,7 +582,9 @@ def test_a_score_that_one_seed_lacks_is_of_the_others(
   np.savez(tmp_path / 'mine.npz', images=images)
   found = iter([np.array([np.nan]), np.array([0.25])])
   monkeypatch.setattr(selection, 'silhouette', lambda *_: next(found))
-  flags = [f'--config.data.name={tmp_path}/mine.npz', *SMALL['kmeans']]
+  monkeypatch.setattr(experiments.page, 'draw', lambda *_: [])
+  flags = [f'--config.data.name={tmp_path}/mine.npz']
+  flags += ['--config.kmeans.num_restarts=1']
   assert run('kmeans', tmp_path / 'a', '--config.num_seeds=2', *flags) == 0
   assert '1 of 2 seeds' in capfd.readouterr().out
   summary = read(tmp_path / 'a')

@@ -1,4 +1,4 @@
-"""The page: what is on it, and that a browser shows it."""
+"""The page: its content, and that a browser shows it."""
 
 import html.parser
 import json
@@ -89,7 +89,7 @@ def test_neighbors_stay_together():
   np.testing.assert_array_equal(embed(x), found)
 
 
-def test_an_embedding_that_cannot_be_had_is_named(monkeypatch):
+def test_an_embedding_that_cannot_be_used_is_named(monkeypatch):
   with pytest.raises(InputError, match=r"embedding is 'umap': .* pca, tsne"):
     page.check_embedding('umap')
   monkeypatch.setattr(page.importlib.util, 'find_spec', lambda name: None)
