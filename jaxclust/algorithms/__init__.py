@@ -1,0 +1,1 @@
+"""Clusters of vectors: k-means, Gaussian mixtures, and the solver of both."""

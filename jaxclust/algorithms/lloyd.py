@@ -1,0 +1,121 @@
+"""Lloyd's algorithm as statistics and an update; see `kmeans` for its use.
+
+Axes: B rows of a block, D features, K clusters, R runs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.solver import Algorithm, Options, Solution
+from jaxclust.frames import dot
+from jaxclust.rows import Rows, map_rows, top_rows
+
+
+class Clusters(NamedTuple):
+  """The parameters of R runs, in a frame."""
+
+  centers: jax.Array  # [R, K, D]
+  active: jax.Array  # [R, K] bool, False for padding of K
+
+
+class Sums(NamedTuple):
+  """What a step has to know of the points."""
+
+  sums: jax.Array  # [R, K, D] weighted sums of each cluster's points
+  counts: jax.Array  # [R, K] weights of each cluster's points
+  inertia: jax.Array  # [R]
+
+
+def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Squared distances to the nearest centers, and their numbers, `[R, B]`."""
+  num_runs, num_clusters, num_features = params.centers.shape
+
+  def nearest_of_each_run(squared):
+    return nearest(squared.reshape(num_runs, num_clusters, -1))
+
+  return squared_distances(
+    x,
+    params.centers.reshape(-1, num_features),
+    params.active.reshape(-1),
+    nearest_of_each_run,
+  )
+
+
+def _stats(params: Clusters, x: jax.Array, weight: jax.Array) -> Sums:
+  least, labels = assign(params, x)
+  shape = params.centers.shape
+  inside = one_hot(labels, shape[1], x.dtype) * weight[None]
+  return Sums(
+    dot(inside, x).reshape(shape),
+    inside.sum(axis=1).reshape(shape[:2]),
+    dot(least, weight),
+  )
+
+
+def _update(params: Clusters, stats: Sums, options: Options) -> Clusters:
+  """Centers at the means of their points; those without points stay."""
+  occupied = (stats.counts > 0)[..., None]
+  means = stats.sums / jnp.where(occupied, stats.counts[..., None], 1)
+  centers = jnp.where(occupied, options.frame.project(means), params.centers)
+  return params._replace(centers=centers)
+
+
+def _change(old: Solution, new: Solution) -> jax.Array:
+  """The squared shift of all centers; inf while an empty cluster may move.
+
+  An empty cluster is final only where no point is left for it.
+  """
+  difference = new.params.centers - old.params.centers
+  was_empty = old.stats.counts <= 0
+  stayed = jnp.all(difference == 0, axis=2)
+  settled = (new.stats.counts > 0) | ~new.params.active | (was_empty & stayed)
+  shift = jnp.square(difference).sum(axis=(1, 2))
+  return jnp.where(jnp.all(settled, axis=1), shift, shift + jnp.inf)
+
+
+def _lacks_points(stats: Sums, params: Clusters) -> jax.Array:
+  return jnp.any((stats.counts <= 0) & params.active, axis=1)
+
+
+def _relocate(params: Clusters, stats: Sums, rows: Rows) -> Clusters:
+  """Moves centers without points to the points farthest from all centers."""
+  least = map_rows(_least, params, rows, width=_width(params))
+  count = min(params.active.shape[1], rows.shape[0])  # a mini-batch may have fewer rows
+  farthest, x = top_rows(_distance, (), rows, least, count=count)
+  empty = (stats.counts <= 0) & params.active
+  rank = jnp.clip(jnp.cumsum(empty, axis=1) - 1, 0, count - 1)
+  farthest = jnp.take_along_axis(farthest, rank, axis=1)
+  x = jnp.take_along_axis(x, rank[..., None], axis=1)
+  # The mean of equal rows is as far from them as its rounding.
+  rounding = 64 * jnp.finfo(x.dtype).eps
+  apart = farthest > rounding**2 * jnp.square(x).sum(axis=-1)
+  moves = (empty & apart)[..., None]
+  return params._replace(centers=jnp.where(moves, x, params.centers))
+
+
+def _least(params, x):
+  return assign(params, x)[0].T
+
+
+def _distance(params, weight, least):
+  del params
+  return jnp.where(weight[None] > 0, least.T, 0)
+
+
+def _width(params):
+  return params.active.size
+
+
+LLOYD = Algorithm(
+  stats=_stats,
+  update=_update,
+  objective=lambda stats: stats.inertia,
+  change=_change,
+  width=_width,
+  lacks=_lacks_points,
+  mend=_relocate,
+  together=True,
+)

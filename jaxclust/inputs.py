@@ -1,0 +1,269 @@
+"""Arrays of the caller's: checked once, and placed for passes over their rows.
+
+Axes: N rows, D features.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxclust import checks, memory
+from jaxclust.errors import InputError
+from jaxclust.frames import Frame, Sphere, as_float, dot, float_dtype, unit_rows
+from jaxclust.rows import SMALL, Rows, on_each_device, reduce_rows, scan_blocks
+
+# Smallest number of rows after padding.
+_LEAST_ROWS = 64
+
+# Bytes above which a memory-mapped file is streamed.
+_MAPPED_BYTES = 2**28
+
+
+def bucket(count: int, least: int = 1) -> int:
+  """The first of `least` times 1, 1.5, 2, 3, 4, 6, ... not below count."""
+  size = least
+  while 2 * size < count:
+    size *= 2
+  return next(s for s in (size, size * 3 // 2, size * 2) if s >= count)
+
+
+def place(
+  x: Any, sample_weight: Any = None, *, block_size: int | None = None
+) -> Rows:
+  """Checks shapes and weights, and prepares passes over rows.
+
+  Args:
+    x: `[N, D]` real numbers: a JAX array of any sharding, or what NumPy takes.
+      A NumPy array that exceeds half of a device's memory is streamed, and so
+      is a large memory-mapped file. A small array is padded with rows of weight
+      zero, which spares recompilation for another N.
+    sample_weight: `[N]` or None.
+    block_size: rows of a block; chosen by size if None.
+
+  Returns:
+    The rows without a frame; `describe` finds one, and checks the values.
+
+  Raises:
+    InputError: for a wrong shape or dtype, or weights out of range.
+  """
+  if getattr(x, 'dtype', None) is None:
+    x = np.asarray(x)
+  checks.check_shape(x)
+  if block_size is not None:
+    block_size = checks.check_count('block_size', block_size)
+  if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+    warnings.warn('x is float64 and is cast to float32', stacklevel=4)
+  dtype = float_dtype(x)
+  weight = sample_weight
+  if weight is not None:
+    weight = weight if checks.is_traced(weight) else np.asarray(weight)
+    weight = weight.astype(dtype)
+    checks.check_weights(weight, x.shape[0])
+  if checks.is_traced(x, weight):
+    if weight is None:  # XLA would fold a constant, slowly
+      weight = lax.optimization_barrier(jnp.ones(x.shape[0], dtype))
+    return Rows(jnp.asarray(x), weight, block_size=block_size)
+  if weight is None:
+    weight = np.ones(x.shape[0], dtype)
+  if isinstance(x, np.ndarray) and _is_large(x):
+    return Rows(x, weight, block_size=block_size)
+  if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+    return _place_sharded(x, weight, block_size)
+  device = next(iter(x.devices())) if isinstance(x, jax.Array) else None
+  num_padded = 0
+  if x.size <= SMALL:
+    num_padded = bucket(len(x), _LEAST_ROWS) - len(x)
+    with np.errstate(over='ignore'):  # `describe` reports infinities
+      x = np.pad(np.asarray(x).astype(dtype), ((0, num_padded), (0, 0)))
+    weight = np.pad(np.asarray(weight), (0, num_padded))
+  x, weight = jax.device_put((x, weight), device)
+  return Rows(x, weight, block_size=block_size, num_padded=num_padded)
+
+
+def _place_sharded(x, weight, block_size):
+  """Rows of a mesh, whatever the layout was."""
+  mesh = getattr(x.sharding, 'mesh', None)
+  spec = (*getattr(x.sharding, 'spec', ()), None, None)[:2]
+  if mesh is None or spec[1] is not None:
+    devices = sorted(x.sharding.device_set, key=lambda device: device.id)
+    mesh, spec = Mesh(np.array(devices), ('rows',)), ('rows', None)
+    if len(x) % mesh.size:
+      raise InputError(
+        f'x is sharded by features, and its {len(x)} rows cannot be shared '
+        f'evenly by {mesh.size} devices: shard it by rows'
+      )
+  axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
+  axes = tuple(axis for axis in axes if axis is not None)
+  by_rows = NamedSharding(mesh, PartitionSpec(axes))
+  x, weight = jax.device_put((x, weight), by_rows)
+  return Rows(x, weight, mesh=mesh, axes=axes, block_size=block_size)
+
+
+def _is_large(x):
+  if isinstance(x, np.memmap):
+    return x.nbytes > _MAPPED_BYTES
+  return x.nbytes > memory.device_bytes() / 2
+
+
+def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
+  """Checks the values of rows, and finds their frame, in two passes.
+
+  Args:
+    rows: from `place`.
+    metric: of `METRICS`.
+
+  Returns:
+    The rows in a frame in which the metric is the distance.
+
+  Raises:
+    InputError: for NaN, infinity, or numbers whose squares sum to more than
+      floats hold. Traced values are not checked.
+  """
+  find = _find_frame if rows.is_streamed else _find_frame_compiled
+  frame, largest = find(rows, metric)
+  if not checks.is_traced(largest):
+    checks.check_largest(rows.x, float(largest), rows.dtype)
+  return dataclasses.replace(rows, frame=frame)
+
+
+def check_values(rows: Rows) -> Rows:
+  """Returns rows as they are once their values are checked, in one pass.
+
+  Raises:
+    InputError: as `describe` does.
+  """
+  if checks.is_traced(rows):
+    return rows
+  if jnp.issubdtype(rows.x.dtype, jnp.floating):
+    find = _largest if rows.is_streamed else _largest_compiled
+    checks.check_largest(rows.x, float(find(rows)), rows.dtype)
+  return rows
+
+
+def _largest(rows):
+  def look(_, here):
+    zero = jnp.zeros((), rows.dtype)
+    found, _ = scan_blocks(_largest_of_block, None, (), zero, here, (), 0)
+    return (), found[None]
+
+  return on_each_device(look, (), rows)[1].max()
+
+
+_largest_compiled = jax.jit(_largest)
+
+
+def _largest_of_block(_, params, frame, largest, fresh, x, weight):
+  del params, frame, fresh, weight
+  return jnp.maximum(largest, jnp.abs(as_float(x)).max()), ()
+
+
+def _find_frame(rows, metric):
+  """The frame of the data, and the largest magnitude in x.
+
+  Sums are of differences from one of the rows, and squares are of numbers of at
+  most about 1, so that neither an offset nor a scale costs digits.
+  """
+  view, frame_of = METRICS[metric]
+
+  def look(_, here):
+    origin = view(jnp.asarray(here.x[(here.weight > 0).argmax()]))
+    zero = jnp.zeros((), origin.dtype)
+    carry = jnp.zeros_like(origin), zero, zero, zero
+    found, _ = scan_blocks(_look_at_block, view, origin, carry, here, (), 0)
+    return (), jax.tree.map(lambda a: a[None], (origin, *found))
+
+  _, seen = on_each_device(look, (), rows)
+  origins, totals, weights, largest, spreads = seen
+  origin, weight = origins[0], weights.sum()
+  moved = weights[:, None] * (origins - origin[None]) + totals
+  offset = origin + moved.sum(axis=0) / weight
+  reach = spreads + jnp.abs(origins - offset[None]).max(axis=1)
+  reach = jnp.where(weights > 0, reach, 0).max()
+  reach = jnp.where(reach > 0, reach, 1)
+  inside, center = frame_of(offset, reach)
+  squares = reduce_rows(
+    _squares_about, center, dataclasses.replace(rows, frame=inside)
+  )
+  variance = squares / weight
+  scale = inside.scale * jnp.sqrt(jnp.where(variance > 0, variance, 1))
+  return inside._replace(scale=scale), largest.max()
+
+
+_find_frame_compiled = jax.jit(_find_frame, static_argnames='metric')
+
+# Metric -> what it sees of a row, and (offset, reach) -> a frame, center in it.
+METRICS = {
+  'euclidean': (
+    as_float,
+    lambda offset, reach: (Frame(offset, reach), jnp.zeros_like(offset)),
+  ),
+  'cosine': (unit_rows, lambda offset, reach: (Sphere(reach**0), offset)),
+}
+
+
+def _look_at_block(view, origin, frame, carry, fresh, x, weight):
+  del frame
+  total, mass, largest, spread = carry
+  weight = jnp.where(fresh, weight, 0)
+  difference = jnp.where(weight[:, None] > 0, view(x) - origin[None], 0)
+  return (
+    total + dot(weight, difference),
+    mass + weight.sum(),
+    jnp.maximum(largest, jnp.abs(as_float(x)).max()),
+    jnp.maximum(spread, jnp.abs(difference).max()),
+  ), ()
+
+
+def _squares_about(center, x, weight):
+  return dot(weight, jnp.square(x - center[None]).mean(axis=1))
+
+
+def on_any_mesh(fn: Callable) -> Callable:
+  """Lets a function take arrays whose mesh has Explicit axes.
+
+  The function itself sees Auto axes, and what it returns lies on the Explicit
+  ones again.
+  """
+
+  @functools.wraps(fn)
+  def call(*args, **kwargs):
+    arrays = jax.tree.leaves((args, kwargs))
+    mesh = next(filter(None, map(_explicit_mesh, arrays)), None)
+    if mesh is None:
+      return fn(*args, **kwargs)
+    args, kwargs = jax.tree.map(_to_auto, (args, kwargs))
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+      outputs = fn(*args, **kwargs)
+    return jax.tree.map(functools.partial(_to_explicit, mesh), outputs)
+
+  return call
+
+
+def _explicit_mesh(array):
+  """The mesh of a concrete array, if it has Explicit axes, else None."""
+  if not isinstance(array, jax.Array) or checks.is_traced(array):
+    return None
+  mesh = getattr(array.sharding, 'mesh', None)
+  explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
+  return mesh if explicit else None
+
+
+def _to_auto(array):
+  mesh = _explicit_mesh(array)
+  if mesh is None:
+    return array
+  mesh = Mesh(mesh.devices, mesh.axis_names)
+  return jax.device_put(array, NamedSharding(mesh, array.sharding.spec))
+
+
+def _to_explicit(mesh, array):
+  spec = getattr(array.sharding, 'spec', PartitionSpec())
+  return jax.device_put(array, NamedSharding(mesh, spec))
