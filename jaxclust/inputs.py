@@ -18,7 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxclust import checks, memory
 from jaxclust.errors import InputError
 from jaxclust.frames import Frame, Sphere, as_float, dot, float_dtype, unit_rows
-from jaxclust.rows import SMALL, Rows, on_each_device, reduce_rows, scan_blocks
+from jaxclust.rows import (
+  SMALL,
+  Rows,
+  compiled,
+  on_each_device,
+  reduce_rows,
+  scan_blocks,
+)
 
 # Smallest number of rows after padding.
 _LEAST_ROWS = 64
@@ -64,9 +71,7 @@ def place(
   dtype = float_dtype(x)
   weight = sample_weight
   if weight is not None:
-    weight = weight if checks.is_traced(weight) else np.asarray(weight)
-    weight = weight.astype(dtype)
-    checks.check_weights(weight, x.shape[0])
+    weight = weights_of(weight, x.shape[0], dtype)
   if checks.is_traced(x, weight):
     if weight is None:  # XLA would fold a constant, slowly
       weight = lax.optimization_barrier(jnp.ones(x.shape[0], dtype))
@@ -127,8 +132,7 @@ def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
     InputError: for NaN, infinity, or numbers whose squares sum to more than
       floats hold. Traced values are not checked.
   """
-  find = _find_frame if rows.is_streamed else _find_frame_compiled
-  frame, largest = find(rows, metric)
+  frame, largest = _find_frame(rows, metric)
   if not checks.is_traced(largest):
     checks.check_largest(rows.x, float(largest), rows.dtype)
   return dataclasses.replace(rows, frame=frame)
@@ -143,11 +147,11 @@ def check_values(rows: Rows) -> Rows:
   if checks.is_traced(rows):
     return rows
   if jnp.issubdtype(rows.x.dtype, jnp.floating):
-    find = _largest if rows.is_streamed else _largest_compiled
-    checks.check_largest(rows.x, float(find(rows)), rows.dtype)
+    checks.check_largest(rows.x, float(_largest(rows)), rows.dtype)
   return rows
 
 
+@compiled
 def _largest(rows):
   def look(_, here):
     zero = jnp.zeros((), rows.dtype)
@@ -157,14 +161,12 @@ def _largest(rows):
   return on_each_device(look, (), rows)[1].max()
 
 
-_largest_compiled = jax.jit(_largest)
-
-
 def _largest_of_block(_, params, frame, largest, fresh, x, weight):
   del params, frame, fresh, weight
   return jnp.maximum(largest, jnp.abs(as_float(x)).max()), ()
 
 
+@functools.partial(compiled, static=(1,))
 def _find_frame(rows, metric):
   """The frame of the data, and the largest magnitude in x.
 
@@ -197,8 +199,6 @@ def _find_frame(rows, metric):
   return inside._replace(scale=scale), largest.max()
 
 
-_find_frame_compiled = jax.jit(_find_frame, static_argnames='metric')
-
 # Metric -> what it sees of a row, and (offset, reach) -> a frame, center in it.
 METRICS = {
   'euclidean': (
@@ -224,6 +224,26 @@ def _look_at_block(view, origin, frame, carry, fresh, x, weight):
 
 def _squares_about(center, x, weight):
   return dot(weight, jnp.square(x - center[None]).mean(axis=1))
+
+
+def weighted_sum(sample_weight: Any, values: jax.Array) -> jax.Array:
+  """The sum of values `[N]` times weights `[N]`, which are 1 if None.
+
+  Raises:
+    InputError: if the weights are out of range.
+  """
+  if sample_weight is None:
+    return values.sum()
+  return dot(weights_of(sample_weight, len(values), values.dtype), values)
+
+
+def weights_of(sample_weight: Any, num_points: int, dtype: Any) -> Any:
+  """The caller's weights as a checked array `[N]`."""
+  if not checks.is_traced(sample_weight):
+    sample_weight = np.asarray(sample_weight)
+  sample_weight = sample_weight.astype(dtype)
+  checks.check_weights(sample_weight, num_points)
+  return sample_weight
 
 
 def on_any_mesh(fn: Callable) -> Callable:

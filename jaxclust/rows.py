@@ -77,6 +77,23 @@ class Rows:
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[:count]), outputs)
 
 
+def compiled(fn: Callable, static: tuple[int, ...] = ()) -> Callable:
+  """Compiles a function of Rows; with streamed rows it runs block by block.
+
+  Args:
+    fn: whose passes are all over the Rows among its arguments.
+    static: places of the arguments that are not arrays.
+  """
+  jitted = jax.jit(fn, static_argnums=static)
+
+  @functools.wraps(fn)
+  def call(*args):
+    streamed = any(isinstance(a, Rows) and a.is_streamed for a in args)
+    return (fn if streamed else jitted)(*args)
+
+  return call
+
+
 def reduce_rows(
   fn: Callable, params: Any, rows: Rows, *columns: Any, width: int = 0
 ) -> Any:

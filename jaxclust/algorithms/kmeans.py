@@ -25,13 +25,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import seeding, solver
+from jaxclust.algorithms import minibatch, runs, seeding, solver
 from jaxclust.algorithms.distances import squared_distances
-from jaxclust.algorithms.lloyd import LLOYD, Clusters, assign
-from jaxclust.algorithms.pruning import PRUNED
+from jaxclust.algorithms.lloyd import Clusters, assign
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
 from jaxclust.frames import Frame, Sphere
@@ -42,8 +40,13 @@ from jaxclust.inputs import (
   describe,
   on_any_mesh,
   place,
+  weighted_sum,
 )
-from jaxclust.rows import Rows, block_rows, map_rows, reduce_rows, take_rows
+from jaxclust.rows import Rows, compiled, map_rows
+
+# Steps and mini-batches of a state from `start`.
+run = functools.partial(runs.run, max_steps=300, tol=1e-4)
+update = functools.partial(runs.update, decay=1.0)
 
 
 class KMeansResult(NamedTuple):
@@ -111,7 +114,7 @@ def fit(
     x, sample_weight, block_size, num_clusters, num_restarts, init, metric
   )
   state = begin(key, rows, starts, num_clusters, num_restarts)
-  state, _ = run_rows(state, rows, max_steps=max_steps, tol=tol)
+  state, _ = runs.run_rows(state, rows, max_steps=max_steps, tol=tol)
   result = best(state)
   warn(result)
   return result
@@ -162,10 +165,11 @@ def fit_minibatch(
   )
   keys = [jax.random.fold_in(key, purpose) for purpose in range(3)]
   size = max(3 * batch_size, 10 * num_clusters)
-  some = _sample(keys[1], rows, size)
+  some = minibatch.sample(keys[1], rows, size)
   state = begin(keys[0], some, starts, num_clusters, num_restarts)
   state = state._replace(frame=rows.frame)
-  result = best(_run_minibatch(keys[2], state, rows, num_batches, batch_size))
+  state = minibatch.run(keys[2], state, rows, num_batches, batch_size)
+  result = best(state)
   _warn_of_empty(result, stacklevel=4)
   return result
 
@@ -187,77 +191,6 @@ def start(
     x, sample_weight, block_size, num_clusters, num_restarts, init, metric
   )
   return begin(key, rows, starts, num_clusters, num_restarts)
-
-
-@on_any_mesh
-def run(
-  state: Solution,
-  x: jax.Array,
-  num_steps: int | None = None,
-  *,
-  max_steps: int = 300,
-  tol: float = 1e-4,
-  sample_weight: jax.Array | None = None,
-  block_size: int | None = None,
-) -> tuple[Solution, jax.Array]:
-  """Makes further steps of every run that has not ended.
-
-  Args:
-    state: R runs, from `start` or `run`.
-    x: `[N, D]` the same points.
-    num_steps: most steps of this call; None to go on until all have ended.
-    max_steps: most steps of a run over all calls.
-    tol: as for `fit`.
-    sample_weight: `[N]` or None.
-    block_size: as for `fit`.
-
-  Returns:
-    The new state, and the inertias after each of the first `solver.HISTORY`
-    steps `[S, R]` in the state's coordinates; a run that has ended repeats its
-    last one.
-
-  Raises:
-    InputError: if shapes do not fit.
-  """
-  rows = _further(state, x, sample_weight, block_size)
-  return run_rows(
-    state, rows, num_steps=num_steps, max_steps=max_steps, tol=tol
-  )
-
-
-@on_any_mesh
-def update(
-  state: Solution,
-  x: jax.Array,
-  sample_weight: jax.Array | None = None,
-  *,
-  decay: float = 1.0,
-  block_size: int | None = None,
-) -> Solution:
-  """Takes one more mini-batch of points into account.
-
-  Assigns the points of the batch, adds them to those given so far, and moves
-  each center to the mean of its points. For data that come in parts: `start` on
-  the first batch, `update` with each further one, `best` at the end.
-
-  Args:
-    state: R runs, from `start` or `update`.
-    x: `[B, D]` a mini-batch, in the units of the others.
-    sample_weight: `[B]` or None.
-    decay: weight of the points before this batch; 1 forgets nothing.
-    block_size: as for `fit`.
-
-  Returns:
-    The new state; its inertia is that of the batch before the centers moved. A
-    batch that is not finite is left out: `stop_reason` is NONFINITE until the
-    next one.
-
-  Raises:
-    InputError: if shapes do not fit or decay is not from 0 to 1.
-  """
-  checks.check_number('decay', decay, high=1)
-  rows = _further(state, x, sample_weight, block_size)
-  return solver.partial_fit(LLOYD, state, rows, decay, 0.0)
 
 
 def best(state: Solution) -> KMeansResult:
@@ -302,8 +235,7 @@ def predict(
   Raises:
     InputError: if shapes do not fit or x is not finite.
   """
-  rows, labels = _apply(_labels, centers, x, None, metric, block_size)
-  return rows.trim(labels)
+  return _apply(_nearest_of_block, centers, x, metric, block_size)[1]
 
 
 @on_any_mesh
@@ -321,9 +253,8 @@ def transform(
   Raises:
     InputError: if shapes do not fit or x is not finite.
   """
-  rows, distances = _apply(_distances, centers, x, None, metric, block_size)
-  distances = rows.trim(distances)[:, : np.shape(centers)[0]]
-  return jnp.square(distances) / 2 if metric == 'cosine' else distances
+  found = _apply(_distances_of_block[metric], centers, x, metric, block_size)
+  return found[:, : np.shape(centers)[0]]
 
 
 @on_any_mesh
@@ -340,10 +271,8 @@ def score(
   Raises:
     InputError: if shapes do not fit or x or the weights are out of range.
   """
-  _, inertia = _apply(
-    _inertia, centers, x, sample_weight, metric, block_size
-  )
-  return -inertia
+  least, _ = _apply(_nearest_of_block, centers, x, metric, block_size)
+  return -weighted_sum(sample_weight, least)
 
 
 def check_start(
@@ -431,10 +360,14 @@ def _prepare(
   rows = describe(rows, metric)
   if isinstance(init, str):
     return rows, init
-  lib = jnp if checks.is_traced(init) else np
-  centers = lib.asarray(init).astype(rows.dtype)
-  centers = centers.reshape(-1, *centers.shape[-2:])
-  return rows, rows.frame.apply(centers)
+  return rows, centers_in_frame(init, rows)
+
+
+def centers_in_frame(centers: Any, rows: Rows) -> jax.Array:
+  """Given centers `[K, D]` or `[R, K, D]` as `[R, K, D]` in the frame."""
+  lib = jnp if checks.is_traced(centers) else np
+  centers = lib.asarray(centers).astype(rows.dtype)
+  return rows.frame.apply(centers.reshape(-1, *centers.shape[-2:]))
 
 
 def begin(
@@ -458,16 +391,7 @@ def begin(
     starts = seeding.seed_centers(
       starts, key, rows, num_clusters, num_restarts, size
     )
-  params = _pad(starts, num_clusters, size)
-  if rows.is_streamed:
-    return solver.begin(LLOYD, params, rows)
-  traced = checks.is_traced(params, rows)
-
-  def begin_one(params):
-    return solver.begin(LLOYD, params, rows)._replace(frame=())
-
-  state = solver.each_run(begin_one, params, traced)
-  return state._replace(frame=rows.frame)
+  return runs.begin(_pad(starts, num_clusters, size), rows)
 
 
 def padded_groups(num_groups: int, rows: Rows) -> int:
@@ -486,123 +410,54 @@ def _pad(centers, num_clusters, size):
   return Clusters(centers, np.tile(active, (len(centers), 1)))
 
 
-def run_rows(state: Solution, rows: Rows, **options: Any) -> tuple:
-  """`run` on rows in the frame of the state."""
-  prunes = jax.default_backend() == 'cpu' and not rows.is_streamed
-  block = block_rows(rows.shape[0], rows.shape[1] + state.params.active.size)
-  prunes = prunes and block < rows.shape[0]
-  return solver.run(PRUNED if prunes else LLOYD, state, rows, **options)
-
-
-def _further(state, x, sample_weight, block_size):
-  """Rows of further points, in the frame of a state."""
-  checks.check_features(x, state.params.centers.shape[2])
-  rows = place(x, sample_weight, block_size=block_size)
-  return dataclasses.replace(rows, frame=state.frame)
-
-
-def _sample(key, rows, size):
-  """So many rows that stand for all, in their frame."""
-  weight = rows.weight
-  traced = checks.is_traced(weight)  # else padding is known
-  num_points = rows.shape[0] if traced else int((weight > 0).sum())
-  if size >= num_points and not rows.is_streamed:
-    return rows
-  seed = jax.random.bits(key, dtype=jnp.uint32)
-  return seeding.sample_rows(seed, rows, min(size, num_points))
-
-
-def _run_minibatch(key, state, rows, num_batches, batch_size):
-  """Updates with random mini-batches, then assigns all points."""
-  if rows.is_streamed:
-    mass = jnp.cumsum(jnp.asarray(rows.weight))
-    for step in range(num_batches):
-      state = _update_at(step, key, state, rows, mass, batch_size)
-  else:
-    state = _update_many(key, state, rows, num_batches, batch_size)
-  steps = state.num_steps
-  state = solver.begin(LLOYD, state.params, rows)
-  reason = jnp.where(
-    solver.is_running(state), StopReason.MAX_STEPS, state.stop_reason
-  )
-  return state._replace(num_steps=steps, stop_reason=reason)
-
-
-@functools.partial(jax.jit, static_argnames='batch_size')
-def _update_many(key, state, rows, num_batches, batch_size):
-  mass = jnp.cumsum(rows.weight)
-
-  def body(step, state):
-    return _update_at(step, key, state, rows, mass, batch_size)
-
-  return lax.fori_loop(0, num_batches, body, state)
-
-
-def _update_at(step, key, state, rows, mass, batch_size):
-  """The state after a mini-batch drawn in proportion to weights, whose
-  cumulative sums are `mass` `[N]`."""
-  place = _draw_places(jax.random.fold_in(key, step), mass, batch_size)
-  x = take_rows(rows, place)
-  batch = Rows(x, jnp.ones(batch_size, mass.dtype), state.frame)
-  return solver.partial_fit(LLOYD, state, batch, 1.0, 0.0)
-
-
-@functools.partial(jax.jit, static_argnames='count')
-def _draw_places(key, mass, count):
-  draws = jax.random.uniform(key, (count,), mass.dtype, 0, mass[-1])
-  places = jnp.searchsorted(mass, draws, side='right')
-  return jnp.minimum(places, jnp.argmax(mass)).astype(jnp.int32)
-
-
-def _apply(fn, centers, x, sample_weight, metric, block_size):
-  """The rows, and `fn(params, rows)` of centers `[K, D]`, in a frame made for
-  them."""
+def _apply(block, centers, x, metric, block_size):
+  """`block(params, x, scale)` of all points, in a frame made for centers."""
   checks.check_choice('metric', metric, METRICS)
-  rows = check_values(place(x, sample_weight, block_size=block_size))
+  rows = check_values(place(x, block_size=block_size))
   checks.check_centers('centers', centers, None, rows.shape[1])
   lib = jnp if checks.is_traced(centers) else np
   centers = lib.asarray(centers).astype(rows.dtype)
   if centers.ndim != 2:
     raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
   params = _pad(centers[None], len(centers), padded_groups(len(centers), rows))
-  apply = _apply_to_rows if rows.is_streamed else _apply_compiled
-  return rows, apply(fn, metric, params, rows)
+  return rows.trim(_map_near(block, metric, params, rows))
 
 
-def _apply_to_rows(fn, metric, params, rows):
-  one = jnp.ones((), params.centers.dtype)
-  frame = Sphere(one)
-  if metric == 'euclidean':
-    shown = params.active[..., None]
-    total = jnp.where(shown, params.centers, 0).sum(axis=(0, 1))
-    offset = total / params.active.sum()
-    spread = jnp.abs(params.centers - offset[None, None])
-    spread = jnp.where(shown, spread, 0).max()
-    frame = Frame(offset, jnp.where(spread > 0, spread, one))
+@functools.partial(compiled, static=(0, 1))
+def _map_near(block, metric, params, rows):
+  frame = _FRAMES[metric](params)
   params = params._replace(centers=frame.apply(params.centers))
-  return fn(params, dataclasses.replace(rows, frame=frame))
+  rows = dataclasses.replace(rows, frame=frame)
+  return map_rows(block, (params, frame.scale), rows, width=params.active.size)
 
 
-_apply_compiled = jax.jit(_apply_to_rows, static_argnums=(0, 1))
+def _frame_of_centers(params):
+  centers, active = params.centers[0], params.active[0][:, None]
+  offset = jnp.where(active, centers, 0).sum(axis=0) / active.sum()
+  spread = jnp.where(active, jnp.abs(centers - offset[None]), 0).max()
+  return Frame(offset, jnp.where(spread > 0, spread, 1))
 
 
-def _labels(params, rows):
-  return map_rows(_label_block, params, rows, width=params.active.size)
+# Metric -> a frame in which the distance from centers keeps its digits.
+_FRAMES = {
+  'euclidean': _frame_of_centers,
+  'cosine': lambda params: Sphere(jnp.ones((), params.centers.dtype)),
+}
 
 
-def _label_block(params, x):
-  return assign(params, x)[1][0]
+def _nearest_of_block(params, x):
+  clusters, scale = params
+  least, labels = assign(clusters, x)
+  return least[0] * jnp.square(scale), labels[0]
 
 
-def _distances(params, rows):
-  squared = map_rows(_squared_block, params, rows, width=params.active.size)
-  return jnp.sqrt(squared) * rows.frame.scale
+def _distances_of_block_(params, x):
+  clusters, scale = params
+  return jnp.sqrt(squared_distances(x, clusters.centers[0]).T) * scale
 
 
-def _squared_block(params, x):
-  return squared_distances(x, params.centers[0]).T
-
-
-def _inertia(params, rows):
-  stats = reduce_rows(LLOYD.stats, params, rows, width=params.active.size)
-  return stats.inertia[0] * jnp.square(rows.frame.scale)
+# Metric -> its distances `[B, K]` of a block.
+_distances_of_block = {
+  'euclidean': _distances_of_block_,
+  'cosine': lambda params, x: jnp.square(_distances_of_block_(params, x)) / 2,
+}

@@ -20,6 +20,10 @@ class Clusters(NamedTuple):
   centers: jax.Array  # [R, K, D]
   active: jax.Array  # [R, K] bool, False for padding of K
 
+  @property
+  def num_features(self) -> int:
+    return self.centers.shape[-1]
+
 
 class Sums(NamedTuple):
   """What a step has to know of the points."""
@@ -83,7 +87,9 @@ def _lacks_points(stats: Sums, params: Clusters) -> jax.Array:
 def _relocate(params: Clusters, stats: Sums, rows: Rows) -> Clusters:
   """Moves centers without points to the points farthest from all centers."""
   least = map_rows(_least, params, rows, width=_width(params))
-  count = min(params.active.shape[1], rows.shape[0])  # a mini-batch may have fewer rows
+  count = min(
+    params.active.shape[1], rows.shape[0]
+  )  # a mini-batch may have fewer rows
   farthest, x = top_rows(_distance, (), rows, least, count=count)
   empty = (stats.counts <= 0) & params.active
   rank = jnp.clip(jnp.cumsum(empty, axis=1) - 1, 0, count - 1)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.rows import Rows, reduce_rows
+from jaxclust.rows import Rows, compiled, reduce_rows
 
 # Steps of a call whose objectives are returned.
 HISTORY = 128
@@ -82,23 +82,24 @@ class Algorithm(NamedTuple):
 
 
 # Functions of an algorithm, each compiled once.
-compiled = functools.cache(jax.jit)
+_jitted = functools.cache(jax.jit)
 
 
 def sum_stats(algorithm: Algorithm, params: Any, rows: Rows) -> Any:
   """The statistics `[R, ...]` of parameters over all rows, in a plain pass."""
-  prepared = compiled(algorithm.prepare)(params)
+  prepared = _jitted(algorithm.prepare)(params)
   width = algorithm.width(params)
   return reduce_rows(algorithm.stats, prepared, rows, width=width)
 
 
 def begin(algorithm: Algorithm, params: Any, rows: Rows) -> Solution:
   """R runs that stand at params `[R, ...]`, with the statistics of these."""
-  if rows.is_streamed:
-    return _begin(algorithm, params, rows)
-  return _begin_compiled(algorithm, params, rows)
+  traced = checks.is_traced(params, rows)
+  runs = each_run(lambda one: _begin(algorithm, one, rows), params, traced)
+  return runs._replace(frame=rows.frame)
 
 
+@functools.partial(compiled, static=(0,))
 def _begin(algorithm, params, rows):
   stats = sum_stats(algorithm, params, rows)
   objective = algorithm.objective(stats)
@@ -107,10 +108,7 @@ def _begin(algorithm, params, rows):
   )
   steps = jnp.zeros(objective.shape, jnp.int32)
   reason = reason.astype(jnp.int32)
-  return Solution(rows.frame, params, stats, objective, steps, reason)
-
-
-_begin_compiled = jax.jit(_begin, static_argnums=0)
+  return Solution((), params, stats, objective, steps, reason)
 
 
 def run(
@@ -138,13 +136,12 @@ def run(
     The new state, and the objectives after the first steps `[HISTORY, R]`; a
     run that has ended repeats its last one.
   """
-  iterate = _iterate if rows.is_streamed else _iterate_compiled
   options = Options(state.frame, tol, reg)
   most = max_steps if num_steps is None else num_steps
 
   def run_some(runs):
     runs = runs._replace(frame=state.frame)
-    runs, history = iterate(algorithm, runs, rows, options, max_steps, most)
+    runs, history = _iterate(algorithm, runs, rows, options, max_steps, most)
     return runs._replace(frame=()), history
 
   runs = state._replace(frame=())
@@ -175,6 +172,7 @@ def each_run(fn: Callable, runs: Any, traced: bool) -> Any:
   return jax.tree.map(lambda *p: np.concatenate(p), *parts)
 
 
+@functools.partial(compiled, static=(0,))
 def _iterate(algorithm, state, rows, options, max_steps, most):
   """Steps runs until all have ended or have made `most` steps here."""
   begun = state.num_steps
@@ -206,9 +204,6 @@ def _iterate(algorithm, state, rows, options, max_steps, most):
   return state._replace(stop_reason=reason.astype(jnp.int32)), history
 
 
-_iterate_compiled = jax.jit(_iterate, static_argnums=0)
-
-
 def _python_loop(condition, body, carry):
   """`lax.while_loop` for a body that streams rows."""
   while condition(carry):
@@ -223,7 +218,7 @@ def is_running(state: Solution) -> jax.Array:
 
 def _step(algorithm, old, memory, rows, options):
   """One step of all runs; one that is not finite keeps its parameters."""
-  params = compiled(algorithm.update)(old.params, old.stats, options)
+  params = _jitted(algorithm.update)(old.params, old.stats, options)
   params = mend(algorithm, old.stats, params, rows)
   if algorithm.sweep is None:
     stats = sum_stats(algorithm, params, rows)
@@ -272,7 +267,6 @@ def choose(mask: jax.Array, new: Solution, old: Solution) -> Solution:
   return chosen._replace(frame=new.frame)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def partial_fit(
   algorithm: Algorithm, state: Solution, rows: Rows, decay: float, reg: float
 ) -> Solution:
@@ -292,10 +286,21 @@ def partial_fit(
   Returns:
     The new state; its objective is that of the batch before the update.
   """
+  update = functools.partial(_partial_fit, algorithm)
+  runs = each_run(
+    lambda runs: update(runs, state.frame, rows, decay, reg),
+    state._replace(frame=()),
+    checks.is_traced(state, rows),
+  )
+  return runs._replace(frame=state.frame)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _partial_fit(algorithm, state, frame, rows, decay, reg):
   batch = sum_stats(algorithm, state.params, rows)
   objective = algorithm.objective(batch)
   stats = jax.tree.map(lambda a, b: decay * a + b, state.stats, batch)
-  options = Options(state.frame, reg=reg)
+  options = Options(frame, reg=reg)
   params = algorithm.update(state.params, stats, options)
   params = mend(algorithm, stats, params, rows)
   some = rows.weight.sum() > 0

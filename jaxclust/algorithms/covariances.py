@@ -1,0 +1,270 @@
+"""Four families of covariances, each as a Cholesky factor of its own shape.
+
+  full       [K, D, D]   a matrix for each component
+  tied       [1, D, D]   one matrix for all
+  diag       [K, D]      a standard deviation for each component and feature
+  spherical  [K, 1]      one for each component
+
+Axes: K components, D features, B rows of a block.
+
+Reference:
+  Bishop (2006), Pattern recognition and machine learning, section 2.3
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxclust.frames import dot
+
+# Features up to which a loop over columns is as fast as LAPACK.
+_SMALL_MATRIX = 128
+
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+class Family(NamedTuple):
+  """What distinguishes one family of covariances from the others.
+
+  `precision_cholesky` is the inverse of the factor: it whitens.
+  """
+
+  shape: Callable  # (K, D) -> shape of scale_tril
+  num_parameters: Callable  # (K, D) -> free numbers in all covariances
+  invert: Callable  # scale_tril -> precision_cholesky
+  half_log_det: Callable  # scale_tril, D -> [K] or [1]
+  whiten: Callable  # precision_cholesky, means, x [B, D] -> [K, B, D]
+  color: Callable  # one component's scale, noise [B, D] -> [B, D]
+  scatter: Callable  # responsibilities [K, B], weight [B], means, x -> second
+  recenter: Callable  # second, moved [K, D], shift [K, D] -> second
+  factor: Callable  # covariance, ridge -> scale_tril, which are sound
+
+
+def differences(means: jax.Array, x: jax.Array) -> jax.Array:
+  """Differences `[K, B, D]` of rows from means `[K, D]`."""
+  return x[None] - means[:, None]
+
+
+def invert_tril(scale_tril: jax.Array) -> jax.Array:
+  """Inverses of lower triangles `[K, D, D]`."""
+  return _plain_or_lapack(_substitute, _solve_triangular, scale_tril)
+
+
+def _plain_or_lapack(plain, lapack, matrix):
+  """Factors small matrices on a CPU without LAPACK, whose threads would go on
+  spinning and take the cores from what follows."""
+  if matrix.shape[-1] > _SMALL_MATRIX:
+    return lapack(matrix)
+  return lax.platform_dependent(matrix, cpu=plain, default=lapack)
+
+
+def _solve_triangular(scale_tril):
+  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
+  return lax.linalg.triangular_solve(
+    scale_tril,
+    jnp.broadcast_to(eye, scale_tril.shape),
+    left_side=True,
+    lower=True,
+  )
+
+
+def _substitute(scale_tril):
+  """The inverse of a lower triangle, row by row."""
+  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
+
+  def solve_row(i, inverse):
+    row = scale_tril[:, i]
+    known = _einsum('kd,kde->ke', row, inverse)
+    return inverse.at[:, i].set((eye[i][None] - known) / row[:, i][:, None])
+
+  zeros = jnp.zeros_like(scale_tril)
+  return lax.fori_loop(0, eye.shape[0], solve_row, zeros)
+
+
+def cholesky(covariance: jax.Array) -> jax.Array:
+  """Cholesky factors of `[K, D, D]`; NaN from a negative pivot on."""
+  return _plain_or_lapack(_factor_columns, lax.linalg.cholesky, covariance)
+
+
+def _factor_columns(covariance):
+  number = lax.iota(jnp.int32, covariance.shape[-1])
+
+  def solve_column(j, factor):
+    known = _einsum('kde,ke->kd', factor, factor[:, j])
+    column = covariance[:, :, j] - known
+    column = column / jnp.sqrt(column[:, j])[:, None]
+    column = jnp.where((number >= j)[None], column, 0)
+    return factor.at[:, :, j].set(column)
+
+  zeros = jnp.zeros_like(covariance)
+  return lax.fori_loop(0, covariance.shape[-1], solve_column, zeros)
+
+
+def factor_with_repair(
+  family: Family, covariance: jax.Array, reg: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Factors covariances, with larger ridges where reg does not suffice.
+
+  Returns:
+    The factors, and which of them needed a larger ridge.
+  """
+  first = jnp.full(covariance.shape[0], reg, covariance.dtype)
+  floor = jnp.finfo(covariance.dtype).eps
+  finite = jnp.isfinite(covariance).all(axis=tuple(range(1, covariance.ndim)))
+
+  def unsound(carry):
+    _, _, sound = carry
+    return jnp.any(finite & ~sound)
+
+  def grow(carry):
+    ridge, _, sound = carry
+    ridge = jnp.where(sound, ridge, jnp.maximum(2 * ridge, floor))
+    return ridge, *family.factor(covariance, ridge)
+
+  nothing = jnp.zeros_like(covariance), jnp.zeros(len(first), bool)
+  ridge, scale_tril, _ = lax.while_loop(unsound, grow, (first / 2, *nothing))
+  return scale_tril, ridge > first
+
+
+def _half_log_det_tril(scale_tril, num_features):
+  del num_features
+  return jnp.log(jnp.diagonal(scale_tril, axis1=1, axis2=2)).sum(axis=1)
+
+
+def _color_tril(scale, noise):
+  return dot(noise, scale.T)
+
+
+def _factor_tril(covariance, ridge):
+  """Cholesky factors `[K, D, D]`, and which have pivots above rounding."""
+  num_features = covariance.shape[-1]
+  eye = jnp.eye(num_features, dtype=covariance.dtype)
+  covariance = covariance + ridge[:, None, None] * eye[None]
+  scale_tril = cholesky(covariance)
+  pivots = jnp.square(jnp.diagonal(scale_tril, axis1=1, axis2=2)).min(axis=1)
+  largest = jnp.diagonal(covariance, axis1=1, axis2=2).max(axis=1)
+  sound = pivots > jnp.finfo(covariance.dtype).eps * largest
+  return jnp.tril(scale_tril), sound
+
+
+def _full_whiten(precision_cholesky, means, x):
+  return _einsum('kbd,ked->kbe', differences(means, x), precision_cholesky)
+
+
+def _full_scatter(responsibilities, weight, means, x):
+  difference = differences(means, x)
+  weighted = (responsibilities * weight[None])[..., None] * difference
+  return _einsum('kbd,kbe->kde', weighted, difference)
+
+
+def _full_recenter(second, moved, shift):
+  explained = moved[:, :, None] * shift[:, None, :]
+  return second - explained - explained.swapaxes(1, 2)
+
+
+def _tied_whiten(precision_cholesky, means, x):
+  x = dot(x, precision_cholesky[0].T)
+  means = dot(means, precision_cholesky[0].T)
+  return differences(means, x)
+
+
+def _tied_scatter(responsibilities, weight, means, x):
+  """Scatter about the mean expected at each point, and of means about it.
+
+  `sum_k r_k (mu_k - m)(mu_k - m)^T` is a sum over pairs of components of
+  `r_k r_l (mu_k - mu_l)(mu_k - mu_l)^T`: no product of size N D^2 but one.
+  """
+  weighted = responsibilities * weight[None]
+  residual = x - dot(responsibilities.T, means)
+  within = dot((residual * weight[:, None]).T, residual)
+  shared = dot(weighted, responsibilities.T)
+  shared = shared * (1 - jnp.eye(means.shape[0], dtype=means.dtype))
+  laplacian = jnp.diag(shared.sum(axis=1)) - shared
+  between = dot(means.T, dot(laplacian, means))
+  return (within + between)[None]
+
+
+def _tied_recenter(second, moved, shift):
+  explained = dot(moved.T, shift)
+  return second - (explained + explained.T)[None]
+
+
+def _diag_whiten(precision_cholesky, means, x):
+  return differences(means, x) * precision_cholesky[:, None]
+
+
+def _diag_scatter(responsibilities, weight, means, x):
+  weighted = responsibilities * weight[None]
+  return _einsum('kb,kbd->kd', weighted, jnp.square(differences(means, x)))
+
+
+def _diag_recenter(second, moved, shift):
+  return second - 2 * moved * shift
+
+
+def _spherical_scatter(responsibilities, weight, means, x):
+  squares = _diag_scatter(responsibilities, weight, means, x)
+  return squares.mean(axis=1, keepdims=True)
+
+
+def _spherical_recenter(second, moved, shift):
+  return second - 2 * (moved * shift).mean(axis=1, keepdims=True)
+
+
+def _diag_half_log_det(scale_tril, num_features):
+  return jnp.log(scale_tril).mean(axis=1) * num_features
+
+
+def _diag_factor(covariance, ridge):
+  """Standard deviations, and which are above rounding."""
+  variance = covariance + ridge[:, None]
+  eps = jnp.finfo(covariance.dtype).eps
+  sound = (variance > eps * variance.max(axis=1, keepdims=True)).all(axis=1)
+  return jnp.sqrt(jnp.maximum(variance, 0)), sound
+
+
+_FULL = Family(
+  shape=lambda k, d: (k, d, d),
+  num_parameters=lambda k, d: k * d * (d + 1) // 2,
+  invert=invert_tril,
+  half_log_det=_half_log_det_tril,
+  whiten=_full_whiten,
+  color=_color_tril,
+  scatter=_full_scatter,
+  recenter=_full_recenter,
+  factor=_factor_tril,
+)
+
+_DIAG = Family(
+  shape=lambda k, d: (k, d),
+  num_parameters=lambda k, d: k * d,
+  invert=jnp.reciprocal,
+  half_log_det=_diag_half_log_det,
+  whiten=_diag_whiten,
+  color=lambda scale, noise: noise * scale[None],
+  scatter=_diag_scatter,
+  recenter=_diag_recenter,
+  factor=_diag_factor,
+)
+
+FAMILIES = {
+  'full': _FULL,
+  'tied': _FULL._replace(
+    shape=lambda k, d: (1, d, d),
+    num_parameters=lambda k, d: d * (d + 1) // 2,
+    whiten=_tied_whiten,
+    scatter=_tied_scatter,
+    recenter=_tied_recenter,
+  ),
+  'diag': _DIAG,
+  'spherical': _DIAG._replace(
+    shape=lambda k, d: (k, 1),
+    num_parameters=lambda k, d: k,
+    scatter=_spherical_scatter,
+    recenter=_spherical_recenter,
+  ),
+}
