@@ -2,24 +2,23 @@
 
 import importlib
 
-__all__ = [
-  'autoencoder',
-  'gmm',
-  'kmeans',
-  'layers',
-  'load',
-  'numerics',
-  'training',
-]
+# Public name -> where it is.
+_PLACES = {
+  'gmm': 'jaxclust.algorithms.gmm',
+  'kmeans': 'jaxclust.algorithms.kmeans',
+  'load': 'jaxclust.model:load',
+}
+
+__all__ = [*_PLACES]
 
 
 def __getattr__(name):
   """Imports a module at its first use: `jaxclust --help` needs no JAX."""
-  if name == 'load':
-    return importlib.import_module('jaxclust.inference').load
-  if name in __all__:
-    return importlib.import_module(f'jaxclust.{name}')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if name not in _PLACES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module, _, function = _PLACES[name].partition(':')
+  found = importlib.import_module(module)
+  return getattr(found, function) if function else found
 
 
 def __dir__():

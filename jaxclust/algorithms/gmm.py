@@ -393,7 +393,9 @@ def begin(
     starts = 'k-means++' if from_clusters else init
     if not isinstance(init, str):
       starts = kmeans.centers_in_frame(init, rows)
-    state = kmeans.begin(key, rows, starts, num_components, num_restarts)
+    state = kmeans.begin(
+      key, rows, starts, num_components, num_restarts, to_run=from_clusters
+    )
     start_runs = _start_from_means
     if from_clusters:
       state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)

@@ -113,7 +113,7 @@ def fit(
   rows, starts = _prepare(
     x, sample_weight, block_size, num_clusters, num_restarts, init, metric
   )
-  state = begin(key, rows, starts, num_clusters, num_restarts)
+  state = begin(key, rows, starts, num_clusters, num_restarts, to_run=True)
   state, _ = runs.run_rows(state, rows, max_steps=max_steps, tol=tol)
   result = best(state)
   warn(result)
@@ -376,6 +376,7 @@ def begin(
   starts: Any,
   num_clusters: int,
   num_restarts: int,
+  **options: Any,
 ) -> Solution:
   """Seeds R runs on rows in a frame, and assigns these once.
 
@@ -385,13 +386,14 @@ def begin(
     starts: of `seeding.SEEDINGS`, or centers `[R, K, D]` in the frame.
     num_clusters: K.
     num_restarts: R, unless centers are given.
+    **options: of `runs.begin`.
   """
   size = padded_groups(num_clusters, rows)
   if isinstance(starts, str):
     starts = seeding.seed_centers(
       starts, key, rows, num_clusters, num_restarts, size
     )
-  return runs.begin(_pad(starts, num_clusters, size), rows)
+  return runs.begin(_pad(starts, num_clusters, size), rows, **options)
 
 
 def padded_groups(num_groups: int, rows: Rows) -> int:

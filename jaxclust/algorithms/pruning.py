@@ -220,4 +220,6 @@ def _visit(
   return lax.fori_loop(0, -(-rank[-1] // size), body, carry)
 
 
-PRUNED = LLOYD._replace(begin=begin, sweep=sweep, together=False)
+PRUNED = LLOYD._replace(
+  begin=begin, sweep=sweep, looks_first=True, together=False
+)

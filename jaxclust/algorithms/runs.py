@@ -42,9 +42,18 @@ _PLAIN = {
 }
 
 
-def begin(params: Any, rows: Rows) -> Solution:
-  """R runs that stand at params `[R, ...]`, on rows in their frame."""
-  return solver.begin(_PLAIN[type(params)](params), params, rows)
+def _plain_for(params, rows):
+  del rows
+  return _PLAIN[type(params)](params)
+
+
+def begin(params: Any, rows: Rows, *, to_run: bool = False) -> Solution:
+  """R runs that stand at params `[R, ...]`, on rows in their frame.
+
+  With `to_run`, `run_rows` has to follow: it may have to make the first pass.
+  """
+  choose = _FASTEST[type(params)] if to_run else _plain_for
+  return solver.begin(choose(params, rows), params, rows)
 
 
 def run_rows(
@@ -127,7 +136,7 @@ def update(
   """
   checks.check_number('decay', decay, high=1)
   rows = _further(state, x, sample_weight, block_size)
-  algorithm = _PLAIN[type(state.params)](state.params)
+  algorithm = _plain_for(state.params, rows)
   return solver.partial_fit(algorithm, state, rows, decay, reg)
 
 

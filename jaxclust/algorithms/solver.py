@@ -78,6 +78,7 @@ class Algorithm(NamedTuple):
   rebase: Callable = lambda stats, old, new: stats  # to new params
   begin: Callable = no_memory  # (params, rows) -> memory
   sweep: Callable | None = None  # (params, memory, rows) -> stats, memory
+  looks_first: bool = False  # whether a call sweeps before its first update
   together: bool = False  # whether runs share passes on an accelerator
 
 
@@ -93,7 +94,10 @@ def sum_stats(algorithm: Algorithm, params: Any, rows: Rows) -> Any:
 
 
 def begin(algorithm: Algorithm, params: Any, rows: Rows) -> Solution:
-  """R runs that stand at params `[R, ...]`, with the statistics of these."""
+  """R runs that stand at params `[R, ...]`.
+
+  Their statistics are left to `run` where that looks first.
+  """
   traced = checks.is_traced(params, rows)
   runs = each_run(lambda one: _begin(algorithm, one, rows), params, traced)
   return runs._replace(frame=rows.frame)
@@ -101,7 +105,11 @@ def begin(algorithm: Algorithm, params: Any, rows: Rows) -> Solution:
 
 @functools.partial(compiled, static=(0,))
 def _begin(algorithm, params, rows):
-  stats = sum_stats(algorithm, params, rows)
+  if algorithm.looks_first:
+    like = jax.eval_shape(functools.partial(sum_stats, algorithm), params, rows)
+    stats = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+  else:
+    stats = sum_stats(algorithm, params, rows)
   objective = algorithm.objective(stats)
   reason = jnp.where(
     jnp.isfinite(objective), StopReason.RUNNING, StopReason.NONFINITE
@@ -188,17 +196,18 @@ def _iterate(algorithm, state, rows, options, max_steps, most):
     return jnp.any(is_active(carry[0]))
 
   def body(carry):
-    old, memory, history = carry
+    old, memory, history, first = carry
     active = is_active(old)
-    new, memory = _step(algorithm, old, memory, rows, options)
+    new, memory = _step(algorithm, old, memory, rows, options, first)
     new = choose(active, new, old)
     since = (number >= (old.num_steps - begun)[:, None]) & active[:, None]
     history = jnp.where(since, new.objective[:, None], history)
-    return new, memory, history
+    return new, memory, history, jnp.zeros_like(first)
 
   history = jnp.broadcast_to(state.objective[:, None], number.shape)
+  first = jnp.asarray(algorithm.looks_first)
   loop = _python_loop if rows.is_streamed else lax.while_loop
-  state, _, history = loop(goes_on, body, (state, memory, history))
+  state, _, history, _ = loop(goes_on, body, (state, memory, history, first))
   out = is_running(state) & (state.num_steps >= max_steps)
   reason = jnp.where(out, StopReason.MAX_STEPS, state.stop_reason)
   return state._replace(stop_reason=reason.astype(jnp.int32)), history
@@ -216,10 +225,17 @@ def is_running(state: Solution) -> jax.Array:
   return state.stop_reason == StopReason.RUNNING
 
 
-def _step(algorithm, old, memory, rows, options):
-  """One step of all runs; one that is not finite keeps its parameters."""
+def _step(algorithm, old, memory, rows, options, first):
+  """One step of all runs; one that is not finite keeps its parameters.
+
+  A first look takes the statistics of the parameters as they are.
+  """
   params = _jitted(algorithm.update)(old.params, old.stats, options)
   params = mend(algorithm, old.stats, params, rows)
+  if algorithm.looks_first:
+    params = jax.tree.map(
+      lambda a, b: jnp.where(first, a, b), old.params, params
+    )
   if algorithm.sweep is None:
     stats = sum_stats(algorithm, params, rows)
   else:
@@ -228,11 +244,11 @@ def _step(algorithm, old, memory, rows, options):
     params=params,
     stats=stats,
     objective=algorithm.objective(stats),
-    num_steps=old.num_steps + 1,
+    num_steps=old.num_steps + jnp.where(first, 0, 1),
   )
   change = algorithm.change(old, new)
   reason = jnp.where(
-    change <= options.tol, StopReason.CONVERGED, StopReason.RUNNING
+    (change <= options.tol) & ~first, StopReason.CONVERGED, StopReason.RUNNING
   )
   new = new._replace(stop_reason=reason.astype(jnp.int32))
   finite = jnp.isfinite(new.objective) & ~jnp.isnan(change)
