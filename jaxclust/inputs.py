@@ -42,6 +42,13 @@ def bucket(count: int, least: int = 1) -> int:
   return next(s for s in (size, size * 3 // 2, size * 2) if s >= count)
 
 
+def padded_groups(num_groups: int, rows: Rows) -> int:
+  """How many clusters are compiled for; small arrays share a few numbers."""
+  if checks.is_traced(rows) or not rows.is_small:
+    return num_groups
+  return bucket(num_groups, 4)
+
+
 def place(
   x: Any, sample_weight: Any = None, *, block_size: int | None = None
 ) -> Rows:

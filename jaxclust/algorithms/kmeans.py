@@ -17,7 +17,6 @@ References:
     https://doi.org/10.1145/1772690.1772862
 """
 
-import dataclasses
 import functools
 import warnings
 from typing import Any, NamedTuple
@@ -27,26 +26,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import checks
-from jaxclust.algorithms import minibatch, runs, seeding, solver
-from jaxclust.algorithms.distances import squared_distances
-from jaxclust.algorithms.lloyd import Clusters, assign
+from jaxclust.algorithms import minibatch, prediction, runs, seeding, solver
+from jaxclust.algorithms.lloyd import pad
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
-from jaxclust.frames import Frame, Sphere
 from jaxclust.inputs import (
   METRICS,
-  bucket,
-  check_values,
   describe,
   on_any_mesh,
+  padded_groups,
   place,
-  weighted_sum,
 )
-from jaxclust.rows import Rows, compiled, map_rows
+from jaxclust.rows import Rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
 update = functools.partial(runs.update, decay=1.0)
+
+predict, transform, score = (
+  prediction.predict,
+  prediction.transform,
+  prediction.score,
+)
 
 
 class KMeansResult(NamedTuple):
@@ -222,59 +223,6 @@ def centers_of_runs(state: Solution) -> jax.Array:
   return centers[:, : int(np.asarray(state.params.active[0]).sum())]
 
 
-@on_any_mesh
-def predict(
-  centers: jax.Array,
-  x: jax.Array,
-  *,
-  metric: str = 'euclidean',
-  block_size: int | None = None,
-) -> jax.Array:
-  """Labels `[N]` int32 of the nearest of the centers `[K, D]`; ties: the first.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  return _apply(_nearest_of_block, centers, x, metric, block_size)[1]
-
-
-@on_any_mesh
-def transform(
-  centers: jax.Array,
-  x: jax.Array,
-  *,
-  metric: str = 'euclidean',
-  block_size: int | None = None,
-) -> jax.Array:
-  """Distances `[N, K]` of points `[N, D]` from the centers `[K, D]`.
-
-  With the cosine metric, `1 - cos`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  found = _apply(_distances_of_block[metric], centers, x, metric, block_size)
-  return found[:, : np.shape(centers)[0]]
-
-
-@on_any_mesh
-def score(
-  centers: jax.Array,
-  x: jax.Array,
-  sample_weight: jax.Array | None = None,
-  *,
-  metric: str = 'euclidean',
-  block_size: int | None = None,
-) -> jax.Array:
-  """The negative inertia `[]` of points `[N, D]`: higher is better.
-
-  Raises:
-    InputError: if shapes do not fit or x or the weights are out of range.
-  """
-  least, _ = _apply(_nearest_of_block, centers, x, metric, block_size)
-  return -weighted_sum(sample_weight, least)
-
-
 def check_start(
   num_points: int,
   num_features: int,
@@ -393,73 +341,4 @@ def begin(
     starts = seeding.seed_centers(
       starts, key, rows, num_clusters, num_restarts, size
     )
-  return runs.begin(_pad(starts, num_clusters, size), rows, **options)
-
-
-def padded_groups(num_groups: int, rows: Rows) -> int:
-  """How many clusters are compiled for; small arrays share a few numbers."""
-  if checks.is_traced(rows) or not rows.is_small:
-    return num_groups
-  return bucket(num_groups, 4)
-
-
-def _pad(centers, num_clusters, size):
-  """Clusters `[R, K, D]`, padded to `size` of them."""
-  missing = size - centers.shape[1]
-  if missing:
-    centers = np.pad(np.asarray(centers), ((0, 0), (0, missing), (0, 0)))
-  active = np.arange(size) < num_clusters
-  return Clusters(centers, np.tile(active, (len(centers), 1)))
-
-
-def _apply(block, centers, x, metric, block_size):
-  """`block(params, x, scale)` of all points, in a frame made for centers."""
-  checks.check_choice('metric', metric, METRICS)
-  rows = check_values(place(x, block_size=block_size))
-  checks.check_centers('centers', centers, None, rows.shape[1])
-  lib = jnp if checks.is_traced(centers) else np
-  centers = lib.asarray(centers).astype(rows.dtype)
-  if centers.ndim != 2:
-    raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
-  params = _pad(centers[None], len(centers), padded_groups(len(centers), rows))
-  return rows.trim(_map_near(block, metric, params, rows))
-
-
-@functools.partial(compiled, static=(0, 1))
-def _map_near(block, metric, params, rows):
-  frame = _FRAMES[metric](params)
-  params = params._replace(centers=frame.apply(params.centers))
-  rows = dataclasses.replace(rows, frame=frame)
-  return map_rows(block, (params, frame.scale), rows, width=params.active.size)
-
-
-def _frame_of_centers(params):
-  centers, active = params.centers[0], params.active[0][:, None]
-  offset = jnp.where(active, centers, 0).sum(axis=0) / active.sum()
-  spread = jnp.where(active, jnp.abs(centers - offset[None]), 0).max()
-  return Frame(offset, jnp.where(spread > 0, spread, 1))
-
-
-# Metric -> a frame in which the distance from centers keeps its digits.
-_FRAMES = {
-  'euclidean': _frame_of_centers,
-  'cosine': lambda params: Sphere(jnp.ones((), params.centers.dtype)),
-}
-
-
-def _nearest_of_block(params, x):
-  clusters, scale = params
-  least, labels = assign(clusters, x)
-  return least[0] * jnp.square(scale), labels[0]
-
-
-def _distances_of_block_(params, x):
-  clusters, scale = params
-  return jnp.sqrt(squared_distances(x, clusters.centers[0]).T) * scale
-
-
-# Metric -> its distances `[B, K]` of a block.
-_distances_of_block = {
-  'euclidean': _distances_of_block_,
-  'cosine': lambda params, x: jnp.square(_distances_of_block_(params, x)) / 2,
-}
+  return runs.begin(pad(starts, num_clusters, size), rows, **options)

@@ -3,10 +3,11 @@
 Axes: B rows of a block, D features, K clusters, R runs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
 from jaxclust.algorithms.solver import Algorithm, Options, Solution
@@ -23,6 +24,15 @@ class Clusters(NamedTuple):
   @property
   def num_features(self) -> int:
     return self.centers.shape[-1]
+
+
+def pad(centers: Any, num_clusters: int, size: int) -> Clusters:
+  """Centers `[R, K, D]`, in a frame, padded to `size` of them."""
+  missing = size - centers.shape[1]
+  if missing:
+    centers = np.pad(np.asarray(centers), ((0, 0), (0, missing), (0, 0)))
+  active = np.arange(size) < num_clusters
+  return Clusters(centers, np.tile(active, (len(centers), 1)))
 
 
 class Sums(NamedTuple):

@@ -1,0 +1,142 @@
+"""Labels, distances and scores of points under given centers.
+
+Axes: N points, D features, K centers, B rows of a block.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import checks
+from jaxclust.algorithms.distances import squared_distances
+from jaxclust.algorithms.lloyd import assign, pad
+from jaxclust.errors import InputError
+from jaxclust.frames import Frame, Sphere
+from jaxclust.inputs import (
+  METRICS,
+  check_values,
+  on_any_mesh,
+  padded_groups,
+  place,
+  weighted_sum,
+)
+from jaxclust.rows import compiled, map_rows
+
+
+@on_any_mesh
+def predict(
+  centers: jax.Array,
+  x: jax.Array,
+  *,
+  metric: str = 'euclidean',
+  block_size: int | None = None,
+) -> jax.Array:
+  """Labels `[N]` int32 of the nearest of the centers `[K, D]`; ties: the first.
+
+  >>> import numpy as np
+  >>> x = np.array([[0.0], [1.0], [10.0]], np.float32)
+  >>> predict(np.array([[9.0], [2.0]]), x).tolist()
+  [1, 1, 0]
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return _apply(_nearest_of_block, centers, x, metric, block_size)[1]
+
+
+@on_any_mesh
+def transform(
+  centers: jax.Array,
+  x: jax.Array,
+  *,
+  metric: str = 'euclidean',
+  block_size: int | None = None,
+) -> jax.Array:
+  """Distances `[N, K]` of points `[N, D]` from the centers `[K, D]`.
+
+  With the cosine metric, `1 - cos`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  checks.check_choice('metric', metric, METRICS)
+  found = _apply(_DISTANCES[metric], centers, x, metric, block_size)
+  return found[:, : np.shape(centers)[0]]
+
+
+@on_any_mesh
+def score(
+  centers: jax.Array,
+  x: jax.Array,
+  sample_weight: jax.Array | None = None,
+  *,
+  metric: str = 'euclidean',
+  block_size: int | None = None,
+) -> jax.Array:
+  """The negative inertia `[]` of points `[N, D]`: higher is better.
+
+  Raises:
+    InputError: if shapes do not fit or x or the weights are out of range.
+  """
+  least, _ = _apply(_nearest_of_block, centers, x, metric, block_size)
+  return -weighted_sum(sample_weight, least)
+
+
+def _apply(block, centers, x, metric, block_size):
+  """`block(params, x)` of all points, in a frame made for the centers."""
+  checks.check_choice('metric', metric, METRICS)
+  rows = check_values(place(x, block_size=block_size))
+  checks.check_centers('centers', centers, None, rows.shape[1])
+  lib = jnp if checks.is_traced(centers) else np
+  centers = lib.asarray(centers).astype(rows.dtype)
+  if centers.ndim != 2:
+    raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
+  params = pad(centers[None], len(centers), padded_groups(len(centers), rows))
+  return rows.trim(_map_near(block, metric, params, rows))
+
+
+@functools.partial(compiled, static=(0, 1))
+def _map_near(block, metric, params, rows):
+  frame = _FRAMES[metric](params)
+  params = params._replace(centers=frame.apply(params.centers))
+  rows = dataclasses.replace(rows, frame=frame)
+  return map_rows(block, (params, frame.scale), rows, width=params.active.size)
+
+
+def _frame_of_centers(params):
+  centers, active = params.centers[0], params.active[0][:, None]
+  offset = jnp.mean(centers, axis=0, where=active)
+  spread = jnp.where(active, jnp.abs(centers - offset[None]), 0).max()
+  return Frame(offset, jnp.where(spread > 0, spread, 1))
+
+
+# Metric -> a frame in which the distance from centers keeps its digits.
+_FRAMES = {
+  'euclidean': _frame_of_centers,
+  'cosine': lambda params: Sphere(jnp.ones((), params.centers.dtype)),
+}
+
+
+def _nearest_of_block(params, x):
+  clusters, scale = params
+  least, labels = assign(clusters, x)
+  return least[0] * jnp.square(scale), labels[0]
+
+
+def _distances_of_block(params, x):
+  clusters, scale = params
+  return jnp.sqrt(squared_distances(x, clusters.centers[0]).T) * scale
+
+
+def _cosine_distances_of_block(params, x):
+  return jnp.square(_distances_of_block(params, x)) / 2
+
+
+# Metric -> its distances `[B, K]` of a block.
+_DISTANCES = {
+  'euclidean': _distances_of_block,
+  'cosine': _cosine_distances_of_block,
+}
