@@ -13,16 +13,14 @@ Reference:
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxclust.algorithms.triangles import cholesky, invert_tril
 from jaxclust.frames import dot
-
-# Features up to which a loop over columns is as fast as LAPACK.
-_SMALL_MATRIX = 128
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -49,59 +47,11 @@ def differences(means: jax.Array, x: jax.Array) -> jax.Array:
   return x[None] - means[:, None]
 
 
-def invert_tril(scale_tril: jax.Array) -> jax.Array:
-  """Inverses of lower triangles `[K, D, D]`."""
-  return _plain_or_lapack(_substitute, _solve_triangular, scale_tril)
-
-
-def _plain_or_lapack(plain, lapack, matrix):
-  """Factors small matrices on a CPU without LAPACK, whose threads would go on
-  spinning and take the cores from what follows."""
-  if matrix.shape[-1] > _SMALL_MATRIX:
-    return lapack(matrix)
-  return lax.platform_dependent(matrix, cpu=plain, default=lapack)
-
-
-def _solve_triangular(scale_tril):
-  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
-  return lax.linalg.triangular_solve(
-    scale_tril,
-    jnp.broadcast_to(eye, scale_tril.shape),
-    left_side=True,
-    lower=True,
-  )
-
-
-def _substitute(scale_tril):
-  """The inverse of a lower triangle, row by row."""
-  eye = jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype)
-
-  def solve_row(i, inverse):
-    row = scale_tril[:, i]
-    known = _einsum('kd,kde->ke', row, inverse)
-    return inverse.at[:, i].set((eye[i][None] - known) / row[:, i][:, None])
-
-  zeros = jnp.zeros_like(scale_tril)
-  return lax.fori_loop(0, eye.shape[0], solve_row, zeros)
-
-
-def cholesky(covariance: jax.Array) -> jax.Array:
-  """Cholesky factors of `[K, D, D]`; NaN from a negative pivot on."""
-  return _plain_or_lapack(_factor_columns, lax.linalg.cholesky, covariance)
-
-
-def _factor_columns(covariance):
-  number = lax.iota(jnp.int32, covariance.shape[-1])
-
-  def solve_column(j, factor):
-    known = _einsum('kde,ke->kd', factor, factor[:, j])
-    column = covariance[:, :, j] - known
-    column = column / jnp.sqrt(column[:, j])[:, None]
-    column = jnp.where((number >= j)[None], column, 0)
-    return factor.at[:, :, j].set(column)
-
-  zeros = jnp.zeros_like(covariance)
-  return lax.fori_loop(0, covariance.shape[-1], solve_column, zeros)
+def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Factors of the identity, of the shape of a family."""
+  if len(shape) == 2:
+    return jnp.ones(shape, dtype)
+  return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
 
 
 def factor_with_repair(

@@ -13,10 +13,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxclust.algorithms.covariances import FAMILIES, factor_with_repair
+from jaxclust import checks
+from jaxclust.algorithms.covariances import (
+  FAMILIES,
+  factor_with_repair,
+  identity,
+)
 from jaxclust.algorithms.solver import Algorithm
-from jaxclust.frames import dot
+from jaxclust.frames import Frame, dot
 
 
 class GMMParams(NamedTuple):
@@ -63,6 +69,27 @@ def family_of(params: GMMParams) -> str:
   if len(shape) == 3:
     return 'full' if shape[0] == params.means.shape[-2] else 'tied'
   return 'spherical' if shape[1] == 1 else 'diag'
+
+
+def pad(params: GMMParams, size: int, dtype: Any) -> GMMParams:
+  """A mixture with components of log-weight -inf, up to `size` of them."""
+  lib = jnp if checks.is_traced(params) else np
+  log_weights, means, scale = (lib.asarray(a).astype(dtype) for a in params)
+  extra = size - len(log_weights)
+  if extra and len(scale) == len(means):
+    like = identity((extra, *scale.shape[1:]), dtype)
+    scale = lib.concatenate([scale, like])
+  return GMMParams(
+    lib.pad(log_weights, (0, extra), constant_values=-np.inf),
+    lib.pad(means, ((0, extra), (0, 0))),
+    scale,
+  )
+
+
+def in_frame(params: GMMParams, frame: Frame) -> GMMParams:
+  """A mixture `[K, ...]` of the data's units in the coordinates of a frame."""
+  scale_tril = params.scale_tril / frame.scale
+  return GMMParams(params.log_weights, frame.apply(params.means), scale_tril)
 
 
 def first_run(runs: Any) -> Any:

@@ -14,7 +14,6 @@ References:
     https://doi.org/10.1111/j.1467-9868.2009.00698.x
 """
 
-import dataclasses
 import functools
 import warnings
 from typing import Any, NamedTuple
@@ -22,25 +21,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import em, kmeans, runs, seeding, solver
-from jaxclust.algorithms.covariances import FAMILIES, factor_with_repair
-from jaxclust.algorithms.distances import one_hot
-from jaxclust.algorithms.em import GMMParams, Mixture, family_of
-from jaxclust.algorithms.lloyd import assign
+from jaxclust.algorithms import kmeans, runs, seeding, solver, starts
+from jaxclust.algorithms.covariances import FAMILIES
+from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
+  aic,
+  bic,
+  log_prob,
+  num_parameters,
+  outlier_score,
+  predict,
+  responsibilities,
+  sample,
+  sample_with_labels,
+)
+from jaxclust.algorithms.em import GMMParams, family_of
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
-from jaxclust.frames import Frame
-from jaxclust.inputs import (
-  check_values,
-  describe,
-  on_any_mesh,
-  place,
-  weighted_sum,
-)
-from jaxclust.rows import Rows, compiled, map_rows, reduce_rows
+from jaxclust.inputs import describe, on_any_mesh, place
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=100, tol=1e-3)
@@ -106,7 +105,7 @@ def fit(
   options = {'num_components': num_components, 'num_restarts': num_restarts}
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options)
-  state = begin(key, rows, **options)
+  state = starts.begin(key, rows, **options)
   state, _ = runs.run_rows(state, rows, max_steps=max_steps, tol=tol, reg=reg)
   result = best(state)
   warn(result, sample_weight)
@@ -130,7 +129,7 @@ def start(
   options = {'num_components': num_components, 'num_restarts': num_restarts}
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options)
-  return begin(key, rows, **options)
+  return starts.begin(key, rows, **options)
 
 
 # A step of EM ends on the same options as one of Lloyd's algorithm.
@@ -157,7 +156,7 @@ def check_start(
   checks.check_number('reg', reg)
   checks.check_choice('covariance', covariance, FAMILIES)
   if isinstance(init, GMMParams):
-    _check_params(init, num_components, covariance, num_features)
+    starts.check_params(init, num_components, covariance, num_features)
   elif not isinstance(init, str):
     checks.check_centers('init', init, num_components, num_features)
   elif init not in (names := ('k-means', *seeding.SEEDINGS)):
@@ -202,111 +201,6 @@ def in_units(state: Solution, log_likelihoods: jax.Array) -> jax.Array:
   return log_likelihoods - num_features * np.log(state.frame.scale)
 
 
-def log_prob(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
-) -> jax.Array:
-  """Log-densities `[N]` of points `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  return _apply(_log_prob_block, params, x, block_size)
-
-
-def outlier_score(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
-) -> jax.Array:
-  """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  return -log_prob(params, x, block_size=block_size)
-
-
-def responsibilities(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
-) -> jax.Array:
-  """Probabilities `[N, K]` of the components given each point of `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  shares = _apply(_responsibilities_block, params, x, block_size)
-  return shares[:, : len(params.log_weights)]
-
-
-def predict(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
-) -> jax.Array:
-  """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
-  return _apply(_label_block, params, x, block_size)
-
-
-def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
-  """Draws points `[num_samples, D]` from the mixture.
-
-  Raises:
-    InputError: if num_samples is no number of points.
-  """
-  return sample_with_labels(key, params, num_samples)[0]
-
-
-@functools.partial(jax.jit, static_argnames='num_samples')
-def sample_with_labels(
-  key: jax.Array, params: GMMParams, num_samples: int
-) -> tuple[jax.Array, jax.Array]:
-  """The points of `sample`, and the components `[num_samples]` int32 that they
-  are drawn from."""
-  checks.check_count('num_samples', num_samples, low=0)
-  family = FAMILIES[family_of(params)]
-  num_components, num_features = params.means.shape
-  label_key, noise_key = jax.random.split(key)
-  labels = jax.random.categorical(
-    label_key, params.log_weights, shape=(num_samples,)
-  )
-  noise = jax.random.normal(
-    noise_key, (num_samples, num_features), params.means.dtype
-  )
-
-  def body(k, x):
-    scale = params.scale_tril[k % params.scale_tril.shape[0]]
-    drawn = params.means[k][None] + family.color(scale, noise)
-    return jnp.where((labels == k)[:, None], drawn, x)
-
-  x = lax.fori_loop(0, num_components, body, noise)
-  return x, labels.astype(jnp.int32)
-
-
-def bic(
-  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
-) -> jax.Array:
-  """Bayesian information criterion of the points `[N, D]`; lower is better."""
-  weight = weighted_sum(sample_weight, np.ones(len(x), np.float32))
-  total = weighted_sum(sample_weight, log_prob(params, x))
-  return num_parameters(params) * jnp.log(weight) - 2 * total
-
-
-def aic(
-  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
-) -> jax.Array:
-  """Akaike information criterion of the points `[N, D]`; lower is better."""
-  total = weighted_sum(sample_weight, log_prob(params, x))
-  return 2 * num_parameters(params) - 2 * total
-
-
-def num_parameters(params: GMMParams) -> int:
-  """Free numbers of the mixture."""
-  num_components, num_features = params.means.shape
-  family = FAMILIES[family_of(params)]
-  shapes = family.num_parameters(num_components, num_features)
-  return shapes + num_components * num_features + num_components - 1
-
-
 def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
   """Warns of what a concrete result falls short of.
 
@@ -321,8 +215,8 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
   family = family_of(result.params)
   counts = result.counts if family == 'full' else result.counts.sum()[None]
   if sample_weight is not None:  # in points instead of weight
-    points = float(np.count_nonzero(np.asarray(sample_weight)))
-    counts = counts * (points / float(sample_weight.sum()))
+    weight = np.asarray(sample_weight)
+    counts = counts * (np.count_nonzero(weight) / float(weight.sum()))
   few = int((counts < num_features + 0.5).sum())
   if few and family in ('full', 'tied'):
     messages.append(
@@ -371,181 +265,3 @@ def _prepare(x, sample_weight, block_size, **options):
   count = options['num_components']
   checks.check_positive_rows('num_components', count, rows.weight)
   return describe(rows)
-
-
-def begin(
-  key: jax.Array,
-  rows: Rows,
-  *,
-  num_components: int,
-  covariance: str,
-  num_restarts: int,
-  init: Any,
-  reg: float,
-) -> Solution:
-  """Starts R runs on rows in a frame; arguments as for `fit`."""
-  size = kmeans.padded_groups(num_components, rows)
-  if isinstance(init, GMMParams):
-    params = _in_frame(pad(init, size, rows.dtype), rows.frame)
-    mixture = Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
-  else:
-    from_clusters = isinstance(init, str) and init == 'k-means'
-    starts = 'k-means++' if from_clusters else init
-    if not isinstance(init, str):
-      starts = kmeans.centers_in_frame(init, rows)
-    state = kmeans.begin(
-      key, rows, starts, num_components, num_restarts, to_run=from_clusters
-    )
-    start_runs = _start_from_means
-    if from_clusters:
-      state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)
-      start_runs = _start_from_clusters
-    mixture = solver.each_run(
-      lambda params: start_runs(covariance, params, rows, reg),
-      state.params,
-      checks.is_traced(state, rows),
-    )
-  return runs.begin(mixture, rows)
-
-
-@functools.partial(compiled, static=(0,))
-def _start_from_clusters(family, clusters, rows, reg):
-  """A run whose first responsibilities are the labels of its clusters."""
-  moments = reduce_rows(
-    _hard_moments(family), clusters, rows, width=clusters.centers.size
-  )
-  centers, active = em.first_run(clusters)
-  shape = FAMILIES[family].shape(*centers.shape)
-  scale_tril = jnp.ones(shape, centers.dtype)
-  if len(shape) == 3:
-    scale_tril = scale_tril * jnp.eye(shape[-1], dtype=centers.dtype)[None]
-  log_weights = jnp.where(active, jnp.zeros((), centers.dtype), -jnp.inf)
-  params = GMMParams(log_weights, centers, scale_tril)
-  return em.as_runs(Mixture(*em.m_step(family, params, moments, reg)))
-
-
-@functools.cache
-def _hard_moments(family):
-  def block(clusters, x, weight):
-    _, labels = assign(clusters, x)
-    centers = clusters.centers[0]
-    inside = one_hot(labels, len(centers), x.dtype)
-    return em.moments_of(family, inside, weight, centers, x)
-
-  return block
-
-
-@functools.partial(compiled, static=(0,))
-def _start_from_means(family, clusters, rows, reg):
-  """A run of equal weights and the data's covariance, with given means."""
-  means, active = em.first_run(clusters)
-  moments = reduce_rows(_data_moments(family), (), rows, width=rows.shape[1])
-  _, covariance = em.means_and_covariance(family, moments)
-  scale_tril, repaired = factor_with_repair(FAMILIES[family], covariance, reg)
-  shape = FAMILIES[family].shape(*means.shape)
-  log_weights = jnp.where(active, -jnp.log(active.sum()), -jnp.inf)
-  params = GMMParams(
-    log_weights.astype(means.dtype), means, jnp.broadcast_to(scale_tril, shape)
-  )
-  return em.as_runs(Mixture(params, repaired.sum(dtype=jnp.int32)))
-
-
-@functools.cache
-def _data_moments(family):
-  def block(params, x, weight):
-    del params
-    everyone = jnp.ones((1, len(weight)), x.dtype)
-    center = jnp.zeros((1, x.shape[1]), x.dtype)
-    return em.moments_of(family, everyone, weight, center, x)
-
-  return block
-
-
-def pad(params: GMMParams, size: int, dtype: Any) -> GMMParams:
-  """A mixture with components of log-weight -inf, up to `size` of them."""
-  lib = jnp if checks.is_traced(params) else np
-  log_weights, means, scale = (lib.asarray(a).astype(dtype) for a in params)
-  extra = size - len(log_weights)
-  if not extra:
-    return GMMParams(log_weights, means, scale)
-  if len(scale) == len(means):
-    like = np.ones((extra, *scale.shape[1:]), dtype)
-    like = (
-      like * np.eye(scale.shape[-1], dtype=dtype) if scale.ndim == 3 else like
-    )
-    scale = lib.concatenate([scale, like])
-  return GMMParams(
-    lib.pad(log_weights, (0, extra), constant_values=-np.inf),
-    lib.pad(means, ((0, extra), (0, 0))),
-    scale,
-  )
-
-
-def _in_frame(params, frame):
-  scale_tril = params.scale_tril / frame.scale
-  return GMMParams(params.log_weights, frame.apply(params.means), scale_tril)
-
-
-@on_any_mesh
-def _apply(block, params, x, block_size=None):
-  """`block(joint [K, B]) -> [B, ...]` of the log-joint of points `[N, D]`."""
-  rows = check_values(place(x, block_size=block_size))
-  checks.check_features(x, params.means.shape[-1])
-  size = kmeans.padded_groups(len(params.log_weights), rows)
-  return rows.trim(_map_joint(block, pad(params, size, rows.dtype), rows))
-
-
-@functools.partial(compiled, static=(0,))
-def _map_joint(block, params, rows):
-  """`block` of the log-joint about the mean of the means."""
-  active = (params.log_weights > -jnp.inf)[:, None]
-  offset = jnp.where(active, params.means, 0).sum(axis=0) / active.sum()
-  frame = Frame(offset, jnp.ones((), offset.dtype))
-  family, params = family_of(params), _in_frame(params, frame)
-  return map_rows(
-    _joint_block(family, block),
-    em.prepare(family, params),
-    dataclasses.replace(rows, frame=frame),
-    width=params.means.size,
-  )
-
-
-@functools.cache
-def _joint_block(family, block):
-  return lambda prepared, x: block(em.log_joint(family, prepared, x))
-
-
-def _log_prob_block(joint):
-  return jax.nn.logsumexp(joint, axis=0)
-
-
-def _responsibilities_block(joint):
-  return jax.nn.softmax(joint, axis=0).T
-
-
-def _label_block(joint):
-  return jnp.argmax(joint, axis=0).astype(jnp.int32)
-
-
-def _check_params(params, num_components, covariance, num_features):
-  expected = GMMParams(
-    (num_components,),
-    (num_components, num_features),
-    FAMILIES[covariance].shape(num_components, num_features),
-  )
-  found = GMMParams(*(tuple(np.shape(a)) for a in params))
-  if found != expected:
-    raise InputError(
-      f'init has the shapes {tuple(found)}: {covariance} needs '
-      f'{tuple(expected)}'
-    )
-  if checks.is_traced(params):
-    return
-  scales = np.asarray(params.scale_tril)
-  if scales.ndim == 3:
-    scales = np.diagonal(scales, axis1=1, axis2=2)
-  if not all(np.isfinite(a).all() for a in params) or scales.min() <= 0:
-    raise InputError(
-      'init has values that are not finite, or scales that are not positive: '
-      'give the parameters of another fit'
-    )

@@ -1,0 +1,172 @@
+"""What a given mixture says of points: densities, labels, samples, criteria.
+
+Axes: N points, D features, K components, B rows of a block.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxclust import checks
+from jaxclust.algorithms import em
+from jaxclust.algorithms.covariances import FAMILIES
+from jaxclust.algorithms.em import GMMParams, family_of
+from jaxclust.frames import Frame
+from jaxclust.inputs import (
+  check_values,
+  on_any_mesh,
+  padded_groups,
+  place,
+  weighted_sum,
+)
+from jaxclust.rows import compiled, map_rows
+
+
+def log_prob(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Log-densities `[N]` of points `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return _apply(_log_prob_block, params, x, block_size)
+
+
+def outlier_score(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return -log_prob(params, x, block_size=block_size)
+
+
+def responsibilities(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Probabilities `[N, K]` of the components given each point of `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  shares = _apply(_responsibilities_block, params, x, block_size)
+  return shares[:, : len(params.log_weights)]
+
+
+def predict(
+  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+) -> jax.Array:
+  """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`.
+
+  Raises:
+    InputError: if shapes do not fit or x is not finite.
+  """
+  return _apply(_label_block, params, x, block_size)
+
+
+def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
+  """Draws points `[num_samples, D]` from the mixture.
+
+  Raises:
+    InputError: if num_samples is no number of points.
+  """
+  return sample_with_labels(key, params, num_samples)[0]
+
+
+@functools.partial(jax.jit, static_argnames='num_samples')
+def sample_with_labels(
+  key: jax.Array, params: GMMParams, num_samples: int
+) -> tuple[jax.Array, jax.Array]:
+  """The points of `sample`, and the components `[num_samples]` int32 that they
+  are drawn from."""
+  checks.check_count('num_samples', num_samples, low=0)
+  family = FAMILIES[family_of(params)]
+  num_components, num_features = params.means.shape
+  label_key, noise_key = jax.random.split(key)
+  labels = jax.random.categorical(
+    label_key, params.log_weights, shape=(num_samples,)
+  )
+  noise = jax.random.normal(
+    noise_key, (num_samples, num_features), params.means.dtype
+  )
+
+  def body(k, x):
+    scale = params.scale_tril[k % params.scale_tril.shape[0]]
+    drawn = params.means[k][None] + family.color(scale, noise)
+    return jnp.where((labels == k)[:, None], drawn, x)
+
+  x = lax.fori_loop(0, num_components, body, noise)
+  return x, labels.astype(jnp.int32)
+
+
+def bic(
+  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+) -> jax.Array:
+  """Bayesian information criterion of the points `[N, D]`; lower is better."""
+  weight = weighted_sum(sample_weight, np.ones(len(x), np.float32))
+  total = weighted_sum(sample_weight, log_prob(params, x))
+  return num_parameters(params) * jnp.log(weight) - 2 * total
+
+
+def aic(
+  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+) -> jax.Array:
+  """Akaike information criterion of the points `[N, D]`; lower is better."""
+  total = weighted_sum(sample_weight, log_prob(params, x))
+  return 2 * num_parameters(params) - 2 * total
+
+
+def num_parameters(params: GMMParams) -> int:
+  """Free numbers of the mixture."""
+  num_components, num_features = params.means.shape
+  family = FAMILIES[family_of(params)]
+  shapes = family.num_parameters(num_components, num_features)
+  return shapes + num_components * num_features + num_components - 1
+
+
+@on_any_mesh
+def _apply(block, params, x, block_size=None):
+  """`block(joint [K, B]) -> [B, ...]` of the log-joint of points `[N, D]`."""
+  rows = check_values(place(x, block_size=block_size))
+  checks.check_features(x, params.means.shape[-1])
+  size = padded_groups(len(params.log_weights), rows)
+  return rows.trim(_map_joint(block, em.pad(params, size, rows.dtype), rows))
+
+
+@functools.partial(compiled, static=(0,))
+def _map_joint(block, params, rows):
+  """`block` of the log-joint about the mean of the means."""
+  active = (params.log_weights > -jnp.inf)[:, None]
+  offset = jnp.where(active, params.means, 0).sum(axis=0) / active.sum()
+  frame = Frame(offset, jnp.ones((), offset.dtype))
+  family, params = family_of(params), em.in_frame(params, frame)
+  return map_rows(
+    _joint_block(family, block),
+    em.prepare(family, params),
+    dataclasses.replace(rows, frame=frame),
+    width=params.means.size,
+  )
+
+
+@functools.cache
+def _joint_block(family, block):
+  return lambda prepared, x: block(em.log_joint(family, prepared, x))
+
+
+def _log_prob_block(joint):
+  return jax.nn.logsumexp(joint, axis=0)
+
+
+def _responsibilities_block(joint):
+  return jax.nn.softmax(joint, axis=0).T
+
+
+def _label_block(joint):
+  return jnp.argmax(joint, axis=0).astype(jnp.int32)
