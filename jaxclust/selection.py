@@ -1,11 +1,12 @@
-"""Choosing the number of clusters: what five criteria say of a range of K.
+"""Choosing the number of clusters: five criteria over a range of K.
 
   inertia     of k-means; chosen where the curve bends most (its elbow)
   silhouette  of the same clusters, over all pairs of points; the largest
   stability   mean adjusted Rand index between its restarts; the largest
   bic, aic    of a mixture; the least
 
-Axes: N points, D features, K clusters, R restarts, S clusterings, B rows.
+Axes: N points, D features, K clusters, R restarts, S clusterings, C clusters of
+all of these together, T rows of a tile.
 
 References:
   Rousseeuw (1987), Silhouettes, https://doi.org/10.1016/0377-0427(87)90125-7
@@ -15,7 +16,6 @@ References:
     https://doi.org/10.1109/ICDCSW.2011.20
 """
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -23,14 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sklearn.metrics
+from jax import lax
+from jax.ops import segment_min, segment_sum
 
-from jaxclust import gmm, kmeans, numerics
-from jaxclust.numerics import InputError
+from jaxclust import checks
+from jaxclust.algorithms import gmm, kmeans
+from jaxclust.algorithms.distances import squared_distances
+from jaxclust.errors import InputError
+from jaxclust.frames import dot
+from jaxclust.inputs import describe, on_any_mesh, place
+from jaxclust.rows import block_rows, compiled, reduce_rows, take_rows
 
-CRITERIA = ('inertia', 'silhouette', 'stability', 'bic', 'aic')
-
-# Rows of a tile of distances: of 4 MiB on a CPU.
-_CPU_TILE, _ACCELERATOR_TILE = 1024, 8192
+# Least rows on one side of a tile of distances.
+_SIDE = 1024
 
 
 def check_options(
@@ -52,15 +57,12 @@ def check_options(
       f'num_clusters is {tuple(num_clusters)}: it must be different numbers, '
       'one at least'
     )
-  numerics.check_count('num_restarts', num_restarts, low=2)
+  checks.check_count('num_restarts', num_restarts, low=2)
+  shape = num_points, num_features
   for count in num_clusters:
-    kmeans.check_start(num_points, num_features, num_clusters=count)
+    kmeans.check_start(*shape, num_clusters=count)
     gmm.check_start(
-      num_points,
-      num_features,
-      num_components=count,
-      covariance=covariance,
-      reg=reg,
+      *shape, num_components=count, covariance=covariance, reg=reg
     )
 
 
@@ -73,7 +75,7 @@ def sweep(
   covariance: str = 'full',
   reg: float = 1e-6,
 ) -> Iterator[dict]:
-  """Clusters points into each number of clusters and tells the criteria.
+  """Clusters points into each number of clusters, and computes the criteria.
 
   Args:
     key: a JAX random key; each K draws from `fold_in(key, K)`.
@@ -90,59 +92,66 @@ def sweep(
   Raises:
     InputError: for input that cannot be clustered.
   """
-  x, _ = numerics.check_points(x)
+  x = x if hasattr(x, 'dtype') else np.asarray(x)
+  checks.check_shape(x)
+  mixtures = {'covariance': covariance, 'reg': reg}
   check_options(
-    *x.shape,
-    num_clusters=num_clusters,
-    num_restarts=num_restarts,
-    covariance=covariance,
-    reg=reg,
+    *x.shape, num_clusters=num_clusters, num_restarts=num_restarts, **mixtures
   )
   for count in num_clusters:
-    key_of_count = jax.random.fold_in(key, count)
+    key_of_k = jax.random.fold_in(key, count)
     state = kmeans.start(
-      key_of_count, x, num_clusters=count, num_restarts=num_restarts
+      key_of_k, x, num_clusters=count, num_restarts=num_restarts
     )
     state, _ = kmeans.run(state, x)
+    centers = kmeans.centers_of_runs(state)
+    labels = [kmeans.predict(one, x) for one in centers]
     result = kmeans.best(state)
-    labels = [
-      np.asarray(kmeans.predict(state.frame.leave(centers), x))
-      for centers in state.centers
-    ]
-    mixture = gmm.fit(
-      key_of_count, x, num_components=count, covariance=covariance, reg=reg
-    )
+    params = gmm.fit(key_of_k, x, num_components=count, **mixtures).params
     yield {
       'num_clusters': count,
       'inertia': float(result.inertia),
       'stability': stability(labels) if count > 1 else None,
-      'bic': float(gmm.bic(mixture.params, x)),
-      'aic': float(gmm.aic(mixture.params, x)),
+      'bic': float(gmm.bic(params, x)),
+      'aic': float(gmm.aic(params, x)),
       'labels': kmeans.predict(result.centers, x),
     }
 
 
 def stability(labelings: Sequence[np.ndarray]) -> float:
-  """Mean adjusted Rand index between all pairs of labelings `[N]`."""
+  """Mean adjusted Rand index between all pairs of labelings `[N]`.
+
+  >>> stability([[0, 0, 1], [1, 1, 0]])
+  1.0
+  """
   pairs = itertools.combinations(labelings, 2)
   return float(
     np.mean([sklearn.metrics.adjusted_rand_score(a, b) for a, b in pairs])
   )
 
 
+@on_any_mesh
 def silhouette(
-  x: jax.Array, labels: jax.Array, num_clusters: Sequence[int]
+  x: jax.Array,
+  labels: jax.Array,
+  num_clusters: Sequence[int],
+  *,
+  block_size: int | None = None,
 ) -> jax.Array:
   """Mean silhouettes `[S]` of S clusterings of the same points, exactly.
 
-  Distances between all pairs are found tile by tile, once for all clusterings;
-  memory beyond x is a tile, and N numbers for each cluster. A point alone in
-  its cluster counts 0.
+  Distances between all pairs are computed in tiles, once for all clusterings.
+  Memory beyond x is a tile. A point alone in its cluster counts 0.
+
+  >>> x = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
+  >>> f'{silhouette(x, [[0, 0, 1, 1]], [2])[0]:.3f}'
+  '0.900'
 
   Args:
     x: `[N, D]` points.
     labels: `[S, N]` int32, from 0 to K - 1.
     num_clusters: K of each clustering.
+    block_size: rows on either side of a tile, chosen by size if None.
 
   Returns:
     `[S]`; NaN where all points are in one cluster.
@@ -151,120 +160,124 @@ def silhouette(
     InputError: if shapes do not fit, x is not finite, or a label is out of
       range.
   """
-  x, _ = numerics.check_points(x)
-  labels = jnp.asarray(labels)
-  if labels.shape != (len(num_clusters), len(x)):
+  rows = describe(place(x, block_size=block_size))
+  labels = labels if checks.is_traced(labels) else np.asarray(labels)
+  _check_labels(labels, rows.shape[0] - rows.num_padded, num_clusters)
+  clustering = np.repeat(np.arange(len(num_clusters)), num_clusters)
+  number = np.concatenate([np.arange(count) for count in num_clusters])
+  labels = labels.T.astype(np.int32)
+  if rows.num_padded:
+    labels = jnp.pad(labels, ((0, rows.num_padded), (0, 0)))
+  return _silhouette(rows, labels, clustering, number)
+
+
+def _check_labels(labels, num_points, num_clusters):
+  expected = len(num_clusters), num_points
+  if labels.shape != expected:
     raise InputError(
-      f'labels have shape {labels.shape}: it must be '
-      f'[{len(num_clusters)}, {len(x)}], a row for each of num_clusters'
+      f'labels have shape {labels.shape}: it must be {list(expected)}, a row '
+      'for each of num_clusters'
     )
-  _check_labels(labels, num_clusters)
-  return _silhouette(x, labels.T, tuple(num_clusters))
-
-
-def _check_labels(labels, num_clusters):
-  if isinstance(labels, jax.core.Tracer):
+  if checks.is_traced(labels):
     return
   for row, count in zip(np.asarray(labels), num_clusters, strict=True):
     if row.min() < 0 or row.max() >= count:
       raise InputError(
-        f'labels go from {row.min()} to {row.max()}: of {count} clusters they '
-        f'must be from 0 to {count - 1}'
+        f'labels go from {row.min()} to {row.max()}: with {count} clusters '
+        f'they must be from 0 to {count - 1}'
       )
 
 
-@functools.partial(jax.jit, static_argnames='num_clusters')
-def _silhouette(x, labels, num_clusters):
-  """`silhouette` of labels `[N, S]`."""
-  num_points = x.shape[0]
-  on_cpu = jax.default_backend() == 'cpu'
-  tile = min(num_points, _CPU_TILE if on_cpu else _ACCELERATOR_TILE)
-  weight = jnp.ones(num_points, numerics.float_dtype(x))
-  frame = numerics.find_frame(x, weight, tile)
-  norms = numerics.squared_norms(x, frame, tile)
+@compiled
+def _silhouette(rows, labels, clustering, number):
+  """`silhouette` of labels `[N, S]`.
 
-  def members(labels, fresh):
-    """Clusters of rows `[B, S]`, one after another, `[sum K, B]`."""
-    parts = [
-      numerics.members(labels[:, s][None], count, weight.dtype)
-      for s, count in enumerate(num_clusters)
-    ]
-    return jnp.where(fresh[None], jnp.concatenate(parts), 0)
+  Clusters of all clusterings stand in a line of C: `clustering` `[C]` says
+  which one a cluster is of, and `number` `[C]` its label there.
+  """
+  num_points = rows.shape[0]
+  tile = block_rows(num_points, _SIDE, rows.block_size)
 
-  def count(total, block, fresh):
-    return total + members(block, fresh).sum(axis=1), ()
+  def sum_scores(start):
+    index = start + jnp.arange(tile)
+    fresh, index = index < num_points, jnp.minimum(index, num_points - 1)
+    x = rows.frame.apply(take_rows(rows, index))
+    totals, sizes = reduce_rows(
+      _sum_distances, (x, clustering, number), rows, labels, width=tile
+    )
+    own = labels[index].T[clustering] == number[:, None]
+    scores = _scores_of_rows(totals, own, sizes, clustering, labels.shape[1])
+    return dot(scores, jnp.where(fresh, rows.weight[index], 0))
 
-  sizes = jnp.zeros(sum(num_clusters), weight.dtype)
-  sizes, _ = numerics.scan_blocks(count, sizes, labels, tile)
-
-  def of_rows(block):
-    rows, norms_of_rows, labels_of_rows = block
-    rows = frame.enter(rows)
-
-    def distances(total, block, fresh):
-      others, labels_of_others = block
-      squared = numerics.squared_distances(
-        rows, frame.enter(others), norms_of_rows
-      )
-      inside = members(labels_of_others, fresh)
-      return total + numerics.dot(inside, jnp.sqrt(squared)), ()
-
-    total = jnp.zeros((sizes.shape[0], rows.shape[0]), weight.dtype)
-    total, _ = numerics.scan_blocks(distances, total, (x, labels), tile)
-    own = members(labels_of_rows, jnp.ones(rows.shape[0], bool))
-    return _scores_of_rows(total, own, sizes, num_clusters)
-
-  scores = numerics.map_blocks(of_rows, (x, norms, labels), tile)
-  return scores.mean(axis=0)
+  starts = jnp.arange(0, num_points, tile)
+  if rows.is_streamed:
+    sums = jnp.stack([sum_scores(start) for start in starts])
+  else:
+    sums = lax.map(sum_scores, starts)
+  return sums.sum(axis=0) / rows.weight.sum()
 
 
-def _scores_of_rows(total, own, sizes, num_clusters):
-  """Silhouettes `[B, S]` from summed distances to clusters `[sum K, B]`."""
-  scores, begin = [], 0
-  for count in num_clusters:
-    part = slice(begin, begin + count)
-    begin += count
-    inside, size = own[part] > 0, sizes[part][:, None]
-    size_of_own = jnp.where(inside, size, 0).sum(axis=0)
-    within = jnp.where(inside, total[part], 0).sum(axis=0)
-    within = within / jnp.maximum(size_of_own - 1, 1)
-    mean = total[part] / jnp.maximum(size, 1)
-    others = jnp.where(inside | (size == 0), jnp.inf, mean).min(axis=0)
-    largest = jnp.maximum(within, others)
-    score = (others - within) / jnp.where(largest > 0, largest, 1)
-    scores.append(jnp.where(size_of_own > 1, score, 0))
-  return jnp.stack(scores, axis=1)
+def _sum_distances(params, x, weight, labels):
+  """Sums `[C, T]` of distances of T rows from each cluster, and its size."""
+  some, clustering, number = params
+  inside = labels.T[clustering] == number[:, None]
+  inside = jnp.where(inside, weight[None], 0)
+  totals = squared_distances(
+    x, some, reduce=lambda squared: dot(inside, jnp.sqrt(squared).T)
+  )
+  return totals, inside.sum(axis=1)
+
+
+def _scores_of_rows(totals, own, sizes, clustering, num_clusterings):
+  """Silhouettes `[S, T]` from summed distances to clusters `[C, T]`."""
+  sizes = jnp.broadcast_to(sizes[:, None], totals.shape)
+
+  def of_own(values):
+    return segment_sum(jnp.where(own, values, 0), clustering, num_clusterings)
+
+  size = of_own(sizes)
+  within = of_own(totals) / jnp.maximum(size - 1, 1)
+  means = jnp.where(own | (sizes == 0), jnp.inf, totals / sizes)
+  nearest = segment_min(means, clustering, num_clusterings)
+  largest = jnp.maximum(within, nearest)
+  score = (nearest - within) / jnp.where(largest > 0, largest, 1)
+  return jnp.where(size > 1, score, 0)
 
 
 def choose(records: Sequence[dict]) -> dict[str, int | None]:
-  """The K that each criterion takes; None where it says nothing.
+  """The K that each criterion prefers; None where it prefers none.
 
   Args:
-    records: with 'num_clusters' and the criteria, in any order.
+    records: with 'num_clusters' and the criteria, in any order; a criterion may
+      be None or NaN.
   """
   records = sorted(records, key=lambda record: record['num_clusters'])
   return {name: _choose_by(name, records) for name in CRITERIA}
 
 
 def _choose_by(criterion, records):
-  points = [
-    (record['num_clusters'], record[criterion])
-    for record in records
-    if record[criterion] is not None and np.isfinite(record[criterion])
-  ]
-  if not points:
+  counts = np.asarray([record['num_clusters'] for record in records])
+  values = np.asarray([record[criterion] for record in records], float)
+  known = np.isfinite(values)  # NumPy reads None as NaN
+  if not known.any():
     return None
-  counts, values = (np.asarray(v, float) for v in zip(*points, strict=True))
-  if criterion == 'inertia':
-    values = _below_chord(counts, values)
-    if values.max() <= 0:
-      return None
-  best = np.argmin(values) if criterion in ('bic', 'aic') else np.argmax(values)
-  return int(counts[best])
+  counts = counts[known]
+  merits = CRITERIA[criterion](counts, values[known])
+  best = merits.argmax()
+  return int(counts[best]) if merits[best] > -np.inf else None
 
 
-def _below_chord(counts, values):
-  """How far a curve lies below the line between its ends."""
-  if len(counts) < 3:
-    return np.zeros(len(counts))
-  return np.interp(counts, counts[[0, -1]], values[[0, -1]]) - values
+def _depth_of_bend(counts, values):
+  """How far a curve lies below the line between its ends; -inf above it."""
+  depth = np.interp(counts, counts[[0, -1]], values[[0, -1]]) - values
+  return np.where(depth > 0, depth, -np.inf)
+
+
+# Criterion -> (counts, values) -> merits, of which the largest is chosen.
+CRITERIA = {
+  'inertia': _depth_of_bend,
+  'silhouette': lambda counts, values: values,
+  'stability': lambda counts, values: values,
+  'bic': lambda counts, values: -values,
+  'aic': lambda counts, values: -values,
+}

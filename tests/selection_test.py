@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import sklearn.metrics
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxclust import selection
-from jaxclust.numerics import InputError
+from jaxclust import inputs, selection
+from jaxclust.errors import InputError
 
 KEY = jax.random.key(0)
 
@@ -31,15 +32,13 @@ def test_two_pairs_by_hand():
 
 
 @pytest.mark.parametrize('offset', [0.0, 1e4])
-def test_silhouettes_are_scikit_learns(offset, monkeypatch):
-  monkeypatch.setattr(selection, '_CPU_TILE', 128)
-  monkeypatch.setattr(selection, '_ACCELERATOR_TILE', 128)
+def test_silhouettes_are_scikit_learns(offset):
   x, labels = blobs(spread=4.0)
   x = x + np.float32(offset)
   rng = np.random.default_rng(0)
   alone = np.where(np.arange(400) == 7, 5, labels)
   labelings = np.stack([labels, rng.integers(0, 9, 400), alone])
-  found = selection.silhouette(x, labelings, [5, 9, 6])
+  found = selection.silhouette(x, labelings, [5, 9, 6], block_size=128)
   exact = [
     sklearn.metrics.silhouette_score(x.astype(np.float64), one)
     for one in labelings
@@ -47,7 +46,22 @@ def test_silhouettes_are_scikit_learns(offset, monkeypatch):
   np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
-def test_an_empty_cluster_is_none_and_one_cluster_has_no_silhouette():
+def test_silhouettes_do_not_depend_on_where_rows_lie(monkeypatch):
+  x, labels = blobs(spread=4.0)
+  labels = np.stack([labels, labels % 2])
+  expected = selection.silhouette(x, labels, [5, 2])
+  mesh = jax.make_mesh((2,), ('rows',))
+  rows = NamedSharding(mesh, PartitionSpec('rows'))
+  sharded = selection.silhouette(
+    jax.device_put(x, rows), labels, [5, 2], block_size=70
+  )
+  np.testing.assert_allclose(sharded, expected, rtol=1e-5)
+  monkeypatch.setattr(inputs.memory, 'device_bytes', lambda: 1)
+  streamed = selection.silhouette(x, labels, [5, 2], block_size=150)
+  np.testing.assert_allclose(streamed, expected, rtol=1e-5)
+
+
+def test_an_empty_cluster_is_left_out_and_one_cluster_has_no_silhouette():
   x, labels = blobs()
   two = np.stack([labels, np.zeros_like(labels)])
   more, one = selection.silhouette(x, two, [8, 1])
@@ -110,7 +124,9 @@ def test_two_points_and_a_straight_line_have_no_elbow():
 
 
 def test_labels_must_be_those_of_the_clusters():
-  with pytest.raises(InputError, match='labels go from 0 to 5: of 2 clusters'):
+  with pytest.raises(
+    InputError, match='labels go from 0 to 5: with 2 clusters'
+  ):
     selection.silhouette(jnp.eye(3), jnp.array([[0, 5, 0]]), (2,))
 
 

@@ -144,7 +144,7 @@ def _apply(block, params, x, block_size=None):
 def _map_joint(block, params, rows):
   """`block` of the log-joint about the mean of the means."""
   active = (params.log_weights > -jnp.inf)[:, None]
-  offset = jnp.where(active, params.means, 0).sum(axis=0) / active.sum()
+  offset = jnp.mean(params.means, axis=0, where=active)
   frame = Frame(offset, jnp.ones((), offset.dtype))
   family, params = family_of(params), em.in_frame(params, frame)
   return map_rows(
