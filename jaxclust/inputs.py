@@ -74,7 +74,7 @@ def place(
   if block_size is not None:
     block_size = checks.check_count('block_size', block_size)
   if x.dtype == np.float64 and not jax.config.jax_enable_x64:
-    warnings.warn('x is float64 and is cast to float32', stacklevel=4)
+    warnings.warn('x is float64 and is cast to float32', stacklevel=5)
   dtype = float_dtype(x)
   weight = sample_weight
   if weight is not None:

@@ -69,6 +69,20 @@ class Rows:
   def is_small(self) -> bool:
     return self.x.size <= SMALL
 
+  def in_frame(self, x: jax.Array) -> jax.Array:
+    """Maps some of the rows, `[B, D]`, into the frame."""
+    return as_float(x) if self.frame is None else self.frame.apply(x)
+
+  def enter_frame(self) -> 'Rows':
+    """Returns the rows with x in the frame, if they are few.
+
+    For a loop of passes: each then reads the same numbers, and distances of
+    equal rows are exactly zero.
+    """
+    if self.is_streamed or not self.is_small:
+      return self
+    return dataclasses.replace(self, x=self.in_frame(self.x), frame=None)
+
   def trim(self, outputs: Any) -> Any:
     """Drops what belongs to padding from outputs `[N, ...]` of a pass."""
     if not self.num_padded:
@@ -277,7 +291,7 @@ def scan_blocks(
     The last carry, and the outputs `[N, ...]`.
   """
   if rows.is_streamed:
-    return _scan_stream(body, fn, params, carry, rows, columns)
+    return _scan_stream(body, fn, params, carry, rows, columns, width)
   num_rows = rows.shape[0]
   size = block_rows(num_rows, rows.shape[1] + width, rows.block_size)
   columns = rows.x, rows.weight, *columns
@@ -328,40 +342,43 @@ def block_rows(num_rows: int, width: int, block_size: int | None = None) -> int:
   return max(1, min(num_rows, block_size))
 
 
-def _scan_stream(body, fn, params, carry, rows, columns):
-  """`scan_blocks` of rows on the host; the last block is padded."""
+def _scan_stream(body, fn, params, carry, rows, columns, width):
+  """`scan_blocks` of rows on the host; the last part sent is padded."""
   num_rows, num_features = rows.shape
-  size = rows.block_size or max(1, _STREAM_BYTES // (4 * num_features))
-  size = min(size, num_rows)
+  size = max(1, _STREAM_BYTES // (4 * num_features))
+  size = min(max(size, rows.block_size or 1), num_rows)
 
   def send(start):
-    block = [a[start : start + size] for a in (rows.x, rows.weight, *columns)]
-    missing = size - len(block[0])
+    part = [a[start : start + size] for a in (rows.x, rows.weight, *columns)]
+    missing = size - len(part[0])
     if missing:
-      pad = [(0, missing)]
-      block = [np.pad(a, pad + [(0, 0)] * (a.ndim - 1)) for a in block]
-    return start, jax.device_put(block)
+      part = [np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in part]
+    return start, jax.device_put(part)
 
-  step = _compiled_block(body, fn)
-  everything = jax.device_put(np.ones(size, bool))
+  step = _compiled_part(body, fn, width)
   written = None
-  for start, block in ahead(range(0, num_rows, size), send):
-    carry, outputs = step(params, rows.frame, carry, everything, *block)
+  for start, (x, weight, *rest) in ahead(range(0, num_rows, size), send):
+    part = dataclasses.replace(rows, x=x, weight=weight)
+    carry, outputs = step(params, carry, part, rest)
     if written is None:
       written = jax.tree.map(
         lambda o: np.empty((num_rows, *o.shape[1:]), o.dtype), outputs
       )
     stop = min(start + size, num_rows)
-    for whole, part in zip(
+    for whole, piece in zip(
       jax.tree.leaves(written), jax.tree.leaves(outputs), strict=True
     ):
-      whole[start:stop] = np.asarray(part)[: stop - start]
+      whole[start:stop] = np.asarray(piece)[: stop - start]
   return carry, written
 
 
 @functools.cache
-def _compiled_block(body, fn):
-  return jax.jit(functools.partial(body, fn))
+def _compiled_part(body, fn, width):
+  @jax.jit
+  def step(params, carry, part, columns):
+    return scan_blocks(body, fn, params, carry, part, columns, width)
+
+  return step
 
 
 def ahead(items: Iterable, fn: Callable) -> Iterator:

@@ -213,7 +213,7 @@ def _visit(
     rank_here = start + lax.iota(jnp.int32, size)
     fresh = (rank_here >= i * size) & (rank_here < rank[-1])
     place = lax.dynamic_slice_in_dim(places, start, size)
-    x = rows.frame.apply(rows.x[place])
+    x = rows.in_frame(rows.x[place])
     weight = jnp.where(fresh, rows.weight[place], 0)
     return fn(carry, jnp.where(fresh, place, num_rows), x, weight)
 

@@ -262,4 +262,5 @@ def _seed(name, size, key, runs, rows, num_clusters):
   def bits(run):
     return jax.random.bits(jax.random.fold_in(key, run), dtype=jnp.uint32)
 
-  return SEEDINGS[name](jax.vmap(bits)(runs), rows, num_clusters, size)
+  seeds = jax.vmap(bits)(runs)
+  return SEEDINGS[name](seeds, rows.enter_frame(), num_clusters, size)

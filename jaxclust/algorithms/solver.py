@@ -183,6 +183,7 @@ def each_run(fn: Callable, runs: Any, traced: bool) -> Any:
 @functools.partial(compiled, static=(0,))
 def _iterate(algorithm, state, rows, options, max_steps, most):
   """Steps runs until all have ended or have made `most` steps here."""
+  rows = rows.enter_frame()
   begun = state.num_steps
   memory = algorithm.begin(state.params, rows)
   number = lax.broadcasted_iota(jnp.int32, (len(begun), HISTORY), 1)
