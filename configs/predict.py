@@ -8,20 +8,13 @@ Images of another size than the run's are resized, grey ones are repeated for a
 run of colour.
 """
 
-from ml_collections import ConfigDict
+from jaxclust import defaults
 
 
-def get_config(variant: str = 'fashion_mnist') -> ConfigDict:
-  config = ConfigDict()
-  config.experiment = 'predict'
-  config.run = ''  # the directory of a run of kmeans, ae_kmeans or gmm
-  config.data = ConfigDict(
-    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
-  )
+def get_config(variant: str = 'fashion_mnist'):
+  config = defaults.base('predict', variant)
+  del config.seed, config.tensorboard  # nothing is drawn or trained
+  config.run = ''  # the directory of a run that has clustered
   config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
   config.export = False  # write model.jaxexport, a program that needs JAX alone
-  if variant not in ('fashion_mnist', 'digits'):
-    raise ValueError(
-      f'the variant is {variant!r}: it must be fashion_mnist or digits'
-    )
   return config

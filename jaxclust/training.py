@@ -1,69 +1,42 @@
-"""Training of the autoencoder by Adam on the mean squared error of pixels.
+"""One loop that trains the networks of every method.
 
-Several networks train side by side, each from a key of its own, as results are
+Several runs train side by side, each from a key of its own, as results are
 reported over seeds: one after another on a CPU, at once elsewhere. The images
-stay as they are (uint8 or float), and many steps are one device call, a scan
-over the rows of their batches. Devices, and each core of a CPU can be one,
-share every batch. What an epoch draws comes from `fold_in(key, epoch)`, what a
-step draws of an image from the step and its place in the batch: a run that is
-taken up at any step, on any number of devices, draws as if it had never
-stopped.
+stay as they are (uint8 or float). What an epoch draws comes from
+`fold_in(key, epoch)`, what a step draws from the step: a training that is taken
+up at any step draws as if it had never stopped.
 
-Axes: R runs (networks), N images, S steps, B batch, H height, W width,
-C channels, D numbers of the code.
-
-Reference:
-  Kingma and Ba (2015), Adam: a method for stochastic optimization,
-    https://arxiv.org/abs/1412.6980
+Axes: R runs, N images, S steps, B batch, H height, W width, C channels,
+D numbers of an embedding.
 """
 
 import functools
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxclust import numerics
-from jaxclust.autoencoder import Autoencoder, count_operations
-from jaxclust.data.augment import Augmentation, augment
-from jaxclust.numerics import InputError
+from jaxclust import checks, encoding, steps
+from jaxclust.data import augment, batches
+from jaxclust.errors import InputError, RunError
+from jaxclust.methods import Method
+from jaxclust.steps import TrainState, replicate
 
-# Images that a CPU takes through the network at once, so that what lies between
-# two layers fits the cache of a core.
-_PART = 32
+# Operations of a device call that last about a second.
+_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
 
-# Operations of a step that are worth a device of their own.
-_CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
+# Maximum bytes of images per device call.
+_CALL_BYTES = 2**28
 
-# The axis of a mesh whose devices share a batch.
-_BATCH = 'batch'
-
-# Of activations; parameters and losses are float32.
+# Dtype of activations; parameters and losses are float32.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 # What a training draws, each from fold_in(key, number).
-INIT, ORDER, AUGMENTATION = 0, 1, 3
-
-# (peak, number of steps) -> a schedule of Optax.
-SCHEDULES = {
-  'constant': lambda peak, num_steps: optax.constant_schedule(peak),
-  'cosine': lambda peak, num_steps: optax.cosine_decay_schedule(
-    peak, max(1, num_steps)
-  ),
-}
-
-
-class TrainState(NamedTuple):
-  """What the next step needs, and the losses of the epoch so far."""
-
-  params: Any  # [R, ...] the networks' variables
-  opt_state: optax.OptState  # [R, ...]
-  step: jax.Array  # [R] int32, over all epochs
-  loss_sum: jax.Array  # [R] of the images seen since `start_epoch`
+INIT, ORDER, AUGMENTATION, HELD_OUT, START = 0, 1, 3, 4, 5
 
 
 class Best(NamedTuple):
@@ -74,335 +47,371 @@ class Best(NamedTuple):
   epoch: jax.Array  # [R] int32, after which these were the parameters
 
 
-def check_options(
-  *,
-  num_epochs: int,
-  batch_size: int,
-  learning_rate: float,
-  schedule: str = 'constant',
-  warmup_epochs: float = 0.0,
-  clip_norm: float = 0.0,
-  patience: int = 0,
-  holdout: float = 0.1,
-  dtype: str = 'float32',
-) -> None:
+class Course(NamedTuple):
+  """A training under way, as it is saved."""
+
+  state: TrainState
+  best: Best
+  targets: Any  # [R, N, ...] of this epoch, or ()
+
+
+class Plan(NamedTuple):
+  """What all epochs of a training have in common."""
+
+  method: Method
+  train: Method  # the same with activations of the wanted dtype
+  source: jax.Array | np.ndarray  # [N, H, W, C]
+  images: jax.Array | np.ndarray  # the same, on all devices of the mesh
+  numbers: np.ndarray  # int32, of the images to train on
+  validation: jax.Array | np.ndarray | None  # images of the validation loss
+  keys: jax.Array  # [R]
+  rates: np.ndarray  # [S] learning rates of all steps
+  mesh: Mesh  # the devices that share each batch
+  drawn: dict  # keywords of `train_steps` that are the same for all
+  steps_per_epoch: int
+  steps_per_call: int
+  options: dict
+
+
+class Progress(NamedTuple):
+  """Where a training is after a device call."""
+
+  course: Course
+  step: int  # of all runs, over all epochs
+  epoch: int  # the one under way, from 1
+  losses: dict | None  # of the epoch by name, [R]; None within an epoch
+  active: np.ndarray  # [R] bool, runs that made this epoch
+  seconds: float  # of the epoch so far
+
+
+def check_options(num_images: int, method: Method, options: dict) -> None:
   """Checks the options of a training.
+
+  Args:
+    num_images: N.
+    method: that is trained.
+    options: as `defaults.TRAINING`.
 
   Raises:
     InputError: if they are out of range.
   """
-  numerics.check_count('num_epochs', num_epochs)
-  numerics.check_count('batch_size', batch_size)
-  numerics.check_count('patience', patience, low=0)
-  numerics.check_number('learning_rate', learning_rate)
-  numerics.check_number('warmup_epochs', warmup_epochs, high=num_epochs)
-  numerics.check_number('clip_norm', clip_norm)
-  numerics.check_number('holdout', holdout, high=0.5)
-  for name, value, known in (
-    ('schedule', schedule, SCHEDULES),
-    ('dtype', dtype, DTYPES),
+  checks.check_count('num_epochs', options['num_epochs'])
+  checks.check_count('batch_size', options['batch_size'])
+  checks.check_count('patience', options['patience'], low=0)
+  for name in ('learning_rate', 'clip_norm'):
+    checks.check_number(name, options[name])
+  checks.check_number(
+    'warmup_epochs', options['warmup_epochs'], high=options['num_epochs']
+  )
+  checks.check_number('holdout', options['holdout'], high=0.5)
+  for name, known in (
+    ('schedule', steps.SCHEDULES),
+    ('dtype', DTYPES),
+    ('optimizer', steps.OPTIMIZERS),
+    ('placement', batches.PLACEMENTS),
   ):
-    if value not in known:
-      raise InputError(
-        f'{name} is {value!r}: it must be one of {", ".join(known)}'
-      )
+    checks.check_choice(name, options[name], known)
+  augment.from_options(**{name: options[name] for name in augment.OPTIONS})
+  if options['patience'] and int(options['holdout'] * num_images) < 1:
+    raise InputError(
+      f'holdout is {options["holdout"]}: of {num_images} images that leaves '
+      'none to validate on; hold out more, or set patience to 0'
+    )
+  if options['patience'] and method.targets is not None:
+    raise InputError(
+      f'patience is {options["patience"]}: a method with targets has no '
+      'validation loss; set patience to 0'
+    )
+  method.check(num_images)
 
 
-def fit(
+def plan(
+  build: Callable,
+  network: Any,
+  images: jax.Array | np.ndarray,
+  test_images: jax.Array | np.ndarray | None,
   keys: jax.Array,
-  images: jax.Array,
-  *,
-  model: Autoencoder,
-  num_epochs: int,
-  batch_size: int,
-  learning_rate: float,
-) -> tuple[Any, np.ndarray]:
-  """Trains a network for each key, on images that the device holds.
+  options: dict,
+) -> Plan:
+  """Prepares a training.
 
   Args:
-    keys: `[R]`, of all that a run draws.
-    images: `[N, H, W, C]` uint8, or floats in [0, 1].
-    model: the network.
-    num_epochs: E.
-    batch_size: B.
-    learning_rate: of Adam.
-
-  Returns:
-    The networks' variables `[R, ...]`, and their mean losses `[E, R]`, each
-    epoch's over its own steps. A NaN or an infinity in either ends the training
-    after its epoch, for the caller to judge.
-
-  Raises:
-    InputError: for options out of range.
+    build: `network -> Method`.
+    network: of `networks`.
+    images: `[N, H, W, C]` on the device, or on the host to be streamed.
+    test_images: of the validation loss, unless a part of images is held out.
+    keys: `[R]`, a random key of each run.
+    options: as `defaults.TRAINING`.
   """
-  check_options(
-    num_epochs=num_epochs, batch_size=batch_size, learning_rate=learning_rate
+  method = build(network)
+  batch_size, patience = options['batch_size'], options['patience']
+  share = options['holdout'] if patience else 0
+  key = jax.random.fold_in(keys[0], HELD_OUT)
+  held = batches.draw_held_out(key, len(images), share)
+  numbers = np.flatnonzero(~held).astype(np.int32)
+  num_steps = batches.steps_per_epoch(len(numbers), batch_size)
+  mesh = steps.make_mesh(method.operations, batch_size)
+  drawn = {
+    'keys': _fold_in(keys, AUGMENTATION),
+    'clip_norm': np.float32(options['clip_norm']),
+    'augmentation': jax.tree.map(
+      np.float32,
+      augment.from_options(**{n: options[n] for n in augment.OPTIONS}),
+    ),
+  }
+  operations = 3 * len(keys) * batch_size * method.operations
+  bytes_per_step = len(keys) * batch_size * images[0].nbytes
+  most = min(steps_per_call(operations), max(1, _CALL_BYTES // bytes_per_step))
+  if isinstance(images, jax.Array):
+    validation = images[jnp.asarray(np.flatnonzero(held))]
+    shared = replicate(mesh, images)
+  else:
+    validation, shared = images[held], images
+  return Plan(
+    method=method,
+    train=build(network.clone(dtype=DTYPES[options['dtype']])),
+    source=images,
+    images=shared,
+    numbers=numbers,
+    validation=validation if patience else test_images,
+    keys=keys,
+    rates=steps.learning_rates(num_steps, options),
+    mesh=mesh,
+    drawn=replicate(mesh, drawn),
+    steps_per_epoch=num_steps,
+    steps_per_call=_divide(num_steps, most),
+    options=options,
   )
-  fold_in = jax.vmap(jax.random.fold_in, (0, None))
-  mesh = make_mesh(model, batch_size)
-  state = replicate(mesh, init(fold_in(keys, INIT), model))
-  images = replicate(mesh, images)
-  draws = replicate(mesh, fold_in(keys, AUGMENTATION))
-  rows = jnp.arange(len(images), dtype=jnp.int32)
-  num_steps = steps_per_epoch(len(images), batch_size)
-  rates = learning_rates(num_steps, num_steps, learning_rate=learning_rate)
-  losses = []
-  for epoch in range(num_epochs):
-    order = draw_order(fold_in(keys, ORDER), epoch, rows, batch_size)
-    state = train_steps(
-      start_epoch(state),
-      images,
-      draws,
-      replicate(mesh, order),
-      rates,
-      model=model,
-      mesh=mesh,
+
+
+def blank(plan: Plan, previous: Any = None) -> Course:
+  """A course of the right shapes, with networks but without clusters in them.
+
+  Args:
+    plan: of the training.
+    previous: parameters `[R, ...]` of the stage before, if there was one.
+  """
+  init = jax.jit(jax.vmap(plan.method.init))
+  params = init(_fold_in(plan.keys, INIT), previous)
+  targets = ()
+  if plan.method.targets is not None:
+    embeddings = jax.ShapeDtypeStruct(
+      (len(plan.source), plan.method.code_size), jnp.float32
     )
-    losses.append(np.asarray(state.loss_sum) / len(images))
-    if not is_finite((state.params, state.loss_sum)).all():
-      break
-  return jax.device_put(state.params, mesh.devices[0]), np.stack(losses)
+    like = jax.eval_shape(plan.method.targets, _runs(params)[0], embeddings)
+    shape = len(plan.keys), *like.shape
+    targets = jnp.zeros(shape, like.dtype)
+  return Course(_first_state(plan, params), no_best(params), targets)
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def init(keys: jax.Array, model: Autoencoder) -> TrainState:
-  """Draws the parameters of a network for each key `[R]`."""
-  images = jnp.zeros((1, *model.image_shape))
-  params = jax.vmap(lambda key: model.init(key, images))(keys)
-  opt_state = jax.vmap(_optimizer(0.0).init)(params)
-  zeros = jnp.zeros(keys.shape)
+def start(plan: Plan, course: Course) -> Course:
+  """A blank course, with clusters where the method begins with some."""
+  if plan.method.start is None:
+    return course
+  runs, size = [], plan.options['batch_size']
+  own_runs = _runs(course.state.params)
+  for key, own in zip(_fold_in(plan.keys, START), own_runs, strict=True):
+    embeddings = encoding.embed(plan.method, own, plan.source, size)
+    runs.append(plan.method.start(key, own, embeddings))
+  params = _stack(runs)
+  return course._replace(state=_first_state(plan, params), best=no_best(params))
+
+
+def _first_state(plan, params):
+  opt_state = jax.vmap(steps.optimizer_of(plan.options['optimizer']).init)(
+    params
+  )
+  zeros = jnp.zeros(len(plan.keys))
   return TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-  """Steps in which every image is seen once; the last may be smaller."""
-  return -(-num_images // batch_size)
-
-
-def learning_rates(
-  num_steps: int,
-  num_steps_per_epoch: int,
-  *,
-  learning_rate: float,
-  schedule: str = 'constant',
-  warmup_epochs: float = 0.0,
-) -> np.ndarray:
-  """Learning rates `[num_steps]` of a whole training.
+def run(plan: Plan, course: Course) -> Iterator[Progress]:
+  """Trains to the end, from where a course stands.
 
   Args:
-    num_steps: over all epochs.
-    num_steps_per_epoch: of them.
-    learning_rate: the highest.
-    schedule: of `SCHEDULES`, what follows the warm-up.
-    warmup_epochs: in which the rate rises from 0 on a line.
+    plan: of the training.
+    course: from `start`, or saved of an earlier process; given up.
+
+  Yields:
+    Where the training is, after each device call and each epoch.
+
+  Raises:
+    RunError: if a loss or a parameter is no longer finite.
   """
-  warmup = round(warmup_epochs * num_steps_per_epoch)
-  rates = optax.join_schedules(
-    [
-      optax.linear_schedule(0.0, learning_rate, warmup),
-      SCHEDULES[schedule](learning_rate, num_steps - warmup),
-    ],
-    [warmup],
+  course = replicate(plan.mesh, course)
+  step = _step(course.state)
+  epoch = step // plan.steps_per_epoch
+  while (active := _active(course.best, epoch, plan)).any():
+    epoch += 1
+    begun = time.perf_counter()
+    for latest in _train_epoch(course, epoch, active, plan):
+      course = latest
+      seconds = round(time.perf_counter() - begun, 3)
+      step = _step(course.state)
+      if step < epoch * plan.steps_per_epoch:
+        yield Progress(course, step, epoch, None, active, seconds)
+    losses = _losses(course.state, plan)
+    _check_finite(course.state, losses, active, epoch, plan)
+    judged = losses['val_loss' if plan.options['patience'] else 'train_loss']
+    patience = plan.options['patience'] or epoch
+    best = keep_best(course.best, course.state.params, judged, epoch, patience)
+    course = course._replace(best=best)
+    seconds = round(time.perf_counter() - begun, 3)
+    yield Progress(course, step, epoch, losses, active, seconds)
+
+
+def final_params(plan: Plan, course: Course) -> Any:
+  """The parameters `[R, ...]` of a finished course: the last, or the best ones
+  if there is patience."""
+  best = course.best if plan.options['patience'] else course.state
+  return jax.device_put(best.params, plan.mesh.devices[0])
+
+
+def final_epochs(plan: Plan, course: Course) -> list[int]:
+  """The epochs `[R]` that `final_params` are from."""
+  last = course.state.step // plan.steps_per_epoch
+  return np.asarray(
+    course.best.epoch if plan.options['patience'] else last
+  ).tolist()
+
+
+def _train_epoch(course, epoch, active, plan):
+  """Yields the course after each call of what is left of an epoch."""
+  step = _step(course.state)
+  begun = step % plan.steps_per_epoch
+  if not begun:
+    course = _start_epoch(course, plan)
+  put = functools.partial(replicate, plan.mesh)
+  order = _draw_order(
+    _fold_in(plan.keys, ORDER),
+    jax.device_put(np.int32(epoch - 1)),
+    jax.device_put(plan.numbers),
+    plan.options['batch_size'],
   )
-  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-    return np.asarray(jax.vmap(rates)(jnp.arange(num_steps)), np.float32)
+  cuts = range(begun, plan.steps_per_epoch, plan.steps_per_call)
+  parts = _split(order, tuple(cuts), 1)[1:]
+  for images, place, numbers in batches.batches(plan.images, parts, put):
+    rates = put(plan.rates[step : step + place.shape[1]])
+    state = steps.train_steps(
+      course.state,
+      images,
+      rows=place,
+      numbers=numbers,
+      targets=course.targets,
+      learning_rates=rates,
+      method=plan.train,
+      optimizer=plan.options['optimizer'],
+      mesh=plan.mesh,
+      **plan.drawn,
+    )
+    course = course._replace(state=state)
+    step = _step(state)
+    yield course
+    if not (_is_finite(state) | ~active).all():
+      return
 
 
-def held_out(num_images: int, share: float) -> np.ndarray:
-  """A mask `[N]` of about that share of the images, evenly spread."""
-  counts = np.floor(share * np.arange(num_images + 1))
-  return np.diff(counts) > 0
+_split = jax.jit(jnp.split, static_argnums=(1, 2))
+
+_draw_order = jax.jit(batches.draw_order, static_argnums=3)
 
 
-@functools.partial(jax.jit, static_argnames='batch_size')
-def draw_order(
-  keys: jax.Array, epoch: int, rows: jax.Array, batch_size: int
-) -> jax.Array:
-  """The order of an epoch for each key `[R]`.
-
-  Args:
-    keys: of the runs' orders.
-    epoch: its number.
-    rows: `[N]` int32, the images to be seen.
-    batch_size: B.
-
-  Returns:
-    Rows `[R, S, B]` of the images in each batch; -1 where the last is not full.
-  """
-  num_batches = steps_per_epoch(len(rows), batch_size)
-
-  def order(key):
-    drawn = jax.random.permutation(jax.random.fold_in(key, epoch), rows)
-    spare = (0, num_batches * batch_size - len(rows))
-    drawn = jnp.pad(drawn, spare, constant_values=-1)
-    return drawn.reshape(num_batches, batch_size)
-
-  return jax.vmap(order)(keys)
-
-
-def start_epoch(state: TrainState) -> TrainState:
-  """The same state with no losses yet."""
-  old = state.loss_sum
+def _start_epoch(course, plan):
+  """The course with no losses yet, and with new targets."""
+  old = course.state.loss_sum
   zeros = jax.device_put(np.zeros(old.shape, old.dtype), old.sharding)
-  return state._replace(loss_sum=zeros)
-
-
-def make_mesh(model: Autoencoder, batch_size: int) -> Mesh:
-  """The devices that are to share each batch: as many as it keeps busy."""
-  devices = jax.devices()
-  on_cpu = devices[0].platform == 'cpu'
-  share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
-  operations = 3 * batch_size * count_operations(model)
-  most = min(len(devices), batch_size // _PART, operations // share)
-  return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
-
-
-def replicate(mesh: Mesh, arrays: Any) -> Any:
-  """Puts a pytree of arrays on all devices of a mesh."""
-  return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
-
-
-@functools.partial(
-  jax.jit, static_argnames=('model', 'mesh'), donate_argnames='state'
-)
-def train_steps(
-  state: TrainState,
-  images: jax.Array,
-  keys: jax.Array,
-  rows: jax.Array,
-  learning_rates: jax.Array,
-  *,
-  model: Autoencoder,
-  mesh: Mesh | None = None,
-  clip_norm: float = 0.0,
-  augmentation: Augmentation = Augmentation(),  # noqa: B008, immutable
-) -> TrainState:
-  """Makes a step with each batch.
-
-  Args:
-    state: of R runs, where to go on; its buffers are given up.
-    images: `[N, H, W, C]` uint8, or floats in [0, 1].
-    keys: `[R]`, of what each run draws in its steps.
-    rows: `[R, S, B]` int32, the images of each batch; -1 is none.
-    learning_rates: `[S]`, of Adam.
-    model: the network.
-    mesh: the devices that share each batch, see `make_mesh`; None for one.
-    clip_norm: the largest norm of a gradient, longer ones are shortened to it;
-      0 for none.
-    augmentation: what is drawn of each image.
-
-  Returns:
-    The state after the steps.
-  """
-  axis = None if mesh is None else _BATCH
-  step = functools.partial(_train_step, model, axis, clip_norm, augmentation)
-
-  def steps(state, images, keys, rows, learning_rates):
-    def run(state, key, rows):
-      def body(state, batch):
-        return step(state, images, key, *batch), None
-
-      return lax.scan(body, state, (rows, learning_rates))[0]
-
-    return numerics.side_by_side(run, state, keys, rows)
-
-  if mesh is not None:
-    spare = -rows.shape[2] % mesh.size
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, spare)), constant_values=-1)
-    whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
-    steps = jax.shard_map(
-      steps,
-      mesh=mesh,
-      in_specs=(whole, whole, whole, shared, whole),
-      out_specs=whole,
-      check_vma=False,
+  course = course._replace(state=course.state._replace(loss_sum=zeros))
+  if plan.method.targets is None:
+    return course
+  params = jax.device_put(course.state.params, plan.mesh.devices[0])
+  targets = [
+    jax.jit(plan.method.targets)(
+      own,
+      encoding.embed(plan.method, own, plan.source, plan.options['batch_size']),
     )
-  return steps(state, images, keys, rows, learning_rates)
+    for own in _runs(params)
+  ]
+  targets = replicate(plan.mesh, _stack(targets))
+  return course._replace(targets=targets)
 
 
-def _train_step(
-  model, axis, clip_norm, augmentation, state, images, key, rows, learning_rate
-):
-  """The state after a step with `rows` [B], a device's share of the batch if
-  `axis` is that of a mesh."""
-  share = 0 if axis is None else lax.axis_index(axis)
-  places = share * rows.shape[0] + jnp.arange(rows.shape[0])  # in the batch
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    jax.random.fold_in(key, state.step), places
-  )
-  pixels = as_pixels(images[jnp.maximum(rows, 0)])
-  seen, wanted = augment(keys, pixels, augmentation)
-  weight = (rows >= 0).astype(jnp.float32)
-  loss, grads = _gradient(state.params, seen, wanted, weight, model)
-  sums = loss, grads, weight.sum()
-  loss, grads, count = sums if axis is None else lax.psum(sums, axis)
-  grads = jax.tree.map(lambda g: g / count, grads)
-  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-    updates, opt_state = _optimizer(clip_norm).update(grads, state.opt_state)
-  updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-  return TrainState(
-    params=optax.apply_updates(state.params, updates),
-    opt_state=opt_state,
-    step=state.step + 1,
-    loss_sum=state.loss_sum + loss,
-  )
+def _runs(params):
+  """The pytrees of the runs of a pytree `[R, ...]`."""
+  num_runs = len(jax.tree.leaves(params)[0])
+  return [jax.tree.map(lambda a: a[r], params) for r in range(num_runs)]  # noqa: B023
 
 
-def _optimizer(clip_norm):
-  """Adam's direction; the learning rate is applied apart, as data."""
-  clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
-  return optax.chain(
-    optax.clip_by_global_norm(clip_norm), optax.scale_by_adam()
-  )
+def _stack(runs):
+  return jax.tree.map(lambda *a: jnp.stack(a), *runs)
 
 
-def _gradient(params, seen, wanted, weight, model):
-  """The weighted sum of a batch's losses, and its gradient."""
+def _active(best, epoch, plan):
+  """Which runs `[R]` make another epoch."""
+  gap = epoch - jax.device_get(best.epoch)
+  if epoch >= plan.options['num_epochs']:
+    return np.zeros(gap.shape, bool)
+  patience = plan.options['patience']
+  return gap < patience if patience else np.ones(gap.shape, bool)
 
-  def total(params):
-    losses = functools.partial(image_losses, params, model=model)
-    return jnp.vdot(
-      weight,
-      lax.platform_dependent(
-        seen, wanted, cpu=functools.partial(_in_parts, losses), default=losses
-      ),
+
+def _step(state):
+  """The number of steps that all runs have made."""
+  return int(jax.device_get(state.step)[0])
+
+
+def _is_finite(state):
+  """Whether parameters and losses of each run are finite, `[R]`."""
+  return jax.device_get(is_finite((state.params, state.loss_sum)))
+
+
+def _losses(state, plan):
+  """Mean losses `[R]` of the epoch and of the images that validate it."""
+  losses = {'train_loss': jax.device_get(state.loss_sum) / len(plan.numbers)}
+  if plan.validation is not None and plan.method.targets is None:
+    params = jax.device_put(state.params, plan.mesh.devices[0])
+    size = plan.options['batch_size']
+    losses['val_loss'] = np.array(
+      [
+        np.mean(encoding.errors(plan.method, own, plan.validation, size))
+        for own in _runs(params)
+      ]
+    )
+  return losses
+
+
+def _check_finite(state, losses, active, epoch, plan):
+  finite = _is_finite(state) & np.isfinite([*losses.values()]).all(axis=0)
+  bad = np.flatnonzero(active & ~finite)
+  if bad.size:
+    found = {name: float(loss[bad[0]]) for name, loss in losses.items()}
+    raise RunError(
+      f'the losses are {found} at epoch {epoch}: lower learning_rate, which is '
+      f'{plan.options["learning_rate"]}'
     )
 
-  return jax.value_and_grad(total)(params)
+
+def steps_per_call(operations: float) -> int:
+  """Steps of so many operations that take about a second."""
+  on_cpu = jax.default_backend() == 'cpu'
+  budget = _CPU_OPERATIONS if on_cpu else _ACCELERATOR_OPERATIONS
+  return max(1, int(budget // operations))
 
 
-def _in_parts(fn, *arrays):
-  """`fn` of parts of at most `_PART` rows of arrays `[B, ...]`, `[B]`."""
-  num_rows = len(arrays[0])
-  num_parts = -(-num_rows // _PART)
-  size = -(-num_rows // num_parts)
-
-  def split(array):
-    spare = (num_parts * size - num_rows, *array.shape[1:])
-    array = jnp.concatenate([array, jnp.zeros(spare, array.dtype)])
-    return array.reshape(num_parts, size, *array.shape[1:])
-
-  parts = tuple(map(split, arrays))
-  return lax.map(lambda part: fn(*part), parts).reshape(-1)[:num_rows]
+def _divide(num_steps, most):
+  """Steps of a call, at most so many, of which all calls of an epoch make the
+  same if they can: another number of steps is another program."""
+  least = -(-num_steps // most)
+  calls = next(
+    (n for n in range(least, 2 * least) if num_steps % n == 0), least
+  )
+  return -(-num_steps // calls)
 
 
-def image_losses(
-  params: Any, seen: jax.Array, wanted: jax.Array, *, model: Autoencoder
-) -> jax.Array:
-  """The mean squared error `[B]` of each image.
-
-  Args:
-    params: of one network.
-    seen: what it encodes, `[B, H, W, C]` in [0, 1].
-    wanted: what it is to decode.
-    model: the network.
-  """
-  errors = jnp.square(model.apply(params, seen) - wanted)
-  return errors.mean(axis=(1, 2, 3))
+_fold_in = jax.vmap(jax.random.fold_in, (0, None))
 
 
 def no_best(params: Any) -> Best:
-  """What there is before the first epoch: parameters `[R, ...]` as they are."""
+  """The state of `keep_best` before the first epoch, of params `[R, ...]`."""
   runs = jax.tree.leaves(params)[0].shape[:1]
   loss = jnp.full(runs, jnp.inf)
   return Best(jax.tree.map(jnp.copy, params), loss, jnp.zeros(runs, jnp.int32))
@@ -440,75 +449,3 @@ def keep_best(
     choose(losses, best.loss),
     choose(jnp.full_like(best.epoch, epoch), best.epoch),
   )
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def sum_losses(
-  params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
-) -> jax.Array:
-  """Sums `[R]` of the losses of images `[N, H, W, C]`, for R networks."""
-
-  def run(params):
-    def part(images, weight):
-      pixels = as_pixels(images)
-      losses = image_losses(params, pixels, pixels, model=model)
-      return jnp.vdot(weight, losses)
-
-    weight = jnp.ones(images.shape[0])
-    return numerics.sum_blocks(part, images, weight, batch_size)
-
-  return numerics.side_by_side(run, params)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def encode(
-  params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
-) -> jax.Array:
-  """Codes `[N, D]` of images `[N, H, W, C]` by one network, in batches."""
-  return numerics.map_blocks(
-    lambda images: model.apply(params, as_pixels(images), method='encode'),
-    images,
-    batch_size,
-  )
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def decode(
-  params: Any, codes: jax.Array, *, model: Autoencoder, batch_size: int
-) -> jax.Array:
-  """Images `[N, H, W, C]` of codes `[N, D]` by one network, in batches."""
-  return numerics.map_blocks(
-    lambda codes: model.apply(params, codes, method='decode'),
-    codes,
-    batch_size,
-  )
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def errors(
-  params: Any, images: jax.Array, *, model: Autoencoder, batch_size: int
-) -> jax.Array:
-  """Mean squared errors `[N]` of the reconstructions of images `[N, H, W, C]`
-  by one network, in batches."""
-
-  def part(images):
-    pixels = as_pixels(images)
-    return image_losses(params, pixels, pixels, model=model)
-
-  return numerics.map_blocks(part, images, batch_size)
-
-
-def as_points(images: jax.Array) -> jax.Array:
-  """Pixels `[N, H W C]` of images `[N, H, W, C]`; bytes are divided by 255 to
-  the last bit, as k-means draws its starts by the content of rows."""
-  pixels = numerics.as_float(images)
-  if images.dtype == jnp.uint8:
-    # Of a number XLA would take the reciprocal.
-    pixels /= lax.optimization_barrier(jnp.full_like(pixels, 255))
-  return pixels.reshape(images.shape[0], -1)
-
-
-def as_pixels(images: jax.Array) -> jax.Array:
-  """Images as floats; bytes 0 to 255 become 0 to 1."""
-  pixels = numerics.as_float(images)
-  return pixels / 255 if images.dtype == jnp.uint8 else pixels

@@ -16,6 +16,9 @@ from jax.scipy import ndimage
 
 from jaxclust.checks import check_number
 
+# Options of `from_options`.
+OPTIONS = ('noise', 'max_shift', 'max_rotation')
+
 
 class Motion(NamedTuple):
   """The bounds of random motions of images."""

@@ -1,0 +1,111 @@
+"""Images of an epoch: their order, and their way to the devices.
+
+Images of JAX lie on a device and are used as they are. Those of NumPy, which
+may be a file mapped into memory, are gathered and sent part by part, ahead of
+the device.
+
+Axes: N images, R runs, S steps, B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import memory, rows
+
+PLACEMENTS = ('auto', 'device', 'host')
+
+
+def place(
+  images: Sequence[np.ndarray], placement: str
+) -> list[jax.Array | np.ndarray]:
+  """Puts arrays of images on the device, or leaves them on the host.
+
+  Args:
+    images: arrays `[N, H, W, C]`.
+    placement: 'device', 'host', or 'auto' for the host if they would fill more
+      than half of a device's memory.
+
+  Returns:
+    Arrays of JAX on the device, of NumPy on the host.
+  """
+  if placement == 'auto':
+    total = sum(array.nbytes for array in images)
+    fits = total <= memory.device_bytes() / 2
+    placement = 'device' if fits else 'host'
+  convert = jnp.asarray if placement == 'device' else np.asarray
+  return [convert(array) for array in images]
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+  """Steps in which every image is seen once; the last may be smaller."""
+  return -(-num_images // batch_size)
+
+
+def draw_held_out(key: jax.Array, num_images: int, share: float) -> np.ndarray:
+  """A mask `[N]` of that share of the images, drawn at random."""
+  count = int(share * num_images)
+  mask = np.zeros(num_images, bool)
+  mask[np.asarray(jax.random.permutation(key, num_images))[:count]] = True
+  return mask
+
+
+def draw_order(
+  keys: jax.Array, epoch: jax.Array, images: jax.Array, batch_size: int
+) -> jax.Array:
+  """The order of an epoch for each key `[R]`.
+
+  Args:
+    keys: of the runs' orders.
+    epoch: its number.
+    images: `[N]` int32, the numbers of the images to be seen.
+    batch_size: B.
+
+  Returns:
+    Numbers `[R, S, B]` of the images in each batch; -1 where the last is not
+    full.
+  """
+  num_batches = steps_per_epoch(len(images), batch_size)
+
+  def order(key):
+    drawn = jax.random.permutation(jax.random.fold_in(key, epoch), images)
+    missing = (0, num_batches * batch_size - len(images))
+    drawn = jnp.pad(drawn, missing, constant_values=-1)
+    return drawn.reshape(num_batches, batch_size)
+
+  return jax.vmap(order)(keys)
+
+
+def batches(
+  images: jax.Array | np.ndarray,
+  parts: Sequence[jax.Array],
+  put: Callable = jax.device_put,
+) -> Iterator[tuple[Any, jax.Array, jax.Array]]:
+  """Brings the images of each part of an epoch to the devices.
+
+  Args:
+    images: `[N, H, W, C]`.
+    parts: numbers `[R, S, B]` of the images in the batches of S steps; -1 where
+      a batch is not full.
+    put: takes a pytree of arrays to where the batches are used.
+
+  Yields:
+    For each part images on the device, the places `[R, S, B]` of the batches'
+    images among these, and the numbers `[R, S, B]` of the images.
+  """
+  if isinstance(images, jax.Array):
+    for part in parts:
+      numbers = put(part)
+      yield images, numbers, numbers
+    return
+
+  def send(part):
+    part = np.asarray(part)
+    place = np.arange(part.size, dtype=part.dtype).reshape(part.shape)
+    pool = images[np.maximum(part, 0).reshape(-1)]
+    return put((pool, np.where(part < 0, -1, place), part))
+
+  yield from rows.ahead(parts, send)

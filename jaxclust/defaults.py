@@ -1,0 +1,97 @@
+"""Default values of configs, each in one place; it imports no JAX."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Options of a training, see `training`.
+TRAINING = {
+  'num_epochs': 50,
+  'batch_size': 256,
+  'optimizer': 'adam',  # or 'sgd', with momentum
+  'learning_rate': 1e-3,
+  'schedule': 'constant',  # or 'cosine', down to 0
+  'warmup_epochs': 0.0,
+  'clip_norm': 0.0,  # maximum norm of a gradient; 0: any
+  'noise': 0.0,  # standard deviation of noise to be removed
+  'max_shift': 0.0,  # pixels
+  'max_rotation': 0.0,  # degrees
+  'patience': 0,  # epochs without a lower validation loss; 0: make all
+  'holdout': 0.1,  # share of images that validate, if there is patience
+  'dtype': 'float32',  # or 'bfloat16', of activations
+  'placement': 'auto',  # of images: 'device', or 'host' to stream them
+}
+
+# Data sets that every config has a variant for.
+VARIANTS = ('fashion_mnist', 'digits')
+
+
+def base(experiment: str, variant: str) -> ConfigDict:
+  """What all experiments have: a name, a seed, data.
+
+  Args:
+    experiment: of `experiments.EXPERIMENTS`.
+    variant: of `VARIANTS`.
+
+  Raises:
+    ValueError: for another variant.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'the variant is {variant!r}: it must be {" or ".join(VARIANTS)}'
+    )
+  config = ConfigDict()
+  config.experiment = experiment
+  config.seed = 0
+  config.data = ConfigDict(
+    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+  )
+  config.tensorboard = False
+  return config
+
+
+def pipeline(
+  variant: str, stages: tuple[str, ...], clusterer: str
+) -> ConfigDict:
+  """From images to clusters.
+
+  Args:
+    variant: of `VARIANTS`.
+    stages: methods of `methods.METHODS`, one after another.
+    clusterer: of `ALGORITHMS`; '' if the last stage assigns images itself.
+  """
+  config = base('cluster', variant)
+  config.num_seeds = 1  # runs, with seeds from there on
+  config.stages = stages
+  config.clusterer = clusterer
+  config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
+  config.reference = ConfigDict()  # published scores
+  if stages:
+    represent(config, variant)
+  return config
+
+
+def represent(config: ConfigDict, variant: str) -> None:
+  """Adds a network and its training to a config."""
+  config.network = ConfigDict({'name': 'conv', 'features': ()})  # (): its own
+  config.training = ConfigDict(TRAINING)
+  config.standardize = False  # divide each number of the code by its spread
+  if variant == 'digits':
+    config.network.features = (16, 8)
+    config.training.num_epochs = 100
+    config.training.batch_size = 64
+
+
+def kmeans(**options: Any) -> ConfigDict:
+  """Options of k-means."""
+  return ConfigDict(
+    {
+      'num_clusters': 10,
+      'num_restarts': 10,
+      'init': 'k-means++',
+      'metric': 'euclidean',  # or 'cosine'
+      'max_steps': 300,
+      'tol': 1e-4,
+    }
+    | options
+  )

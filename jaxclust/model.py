@@ -1,0 +1,383 @@
+"""A trained model: names, options and parameters that take images to clusters.
+
+A run that clusters leaves `model.npz`. The run itself and whoever loads it go
+the same way from images to clusters, so that both see the same numbers.
+
+Axes: N images, H height, W width, C channels, D features of a point,
+K clusters.
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import data, encoding, networks, workdir
+from jaxclust.algorithms import kmeans
+from jaxclust.algorithms.assignment import ALGORITHMS, Assigner, Assignment
+from jaxclust.checks import check_count
+from jaxclust.errors import InputError, one_line
+from jaxclust.inputs import check_values, place
+from jaxclust.methods import METHODS, Method
+from jaxclust.rows import ahead
+
+FILE = 'model.npz'
+
+# Version of the layout of that file.
+_FORMAT = 2
+
+# Platforms that an exported program runs on.
+_PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+# Bytes of images that are sent to the device at once.
+_BLOCK_BYTES = 2**26
+
+
+class Encoder(NamedTuple):
+  """A trained network, whose embeddings are divided by a scale."""
+
+  method: Method
+  params: Any
+  scale: jax.Array  # [1, D] or [1, 1]
+  batch_size: int
+
+  def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Points `[N, D]` of images `[N, H, W, C]`, wherever these are."""
+    return self._apply(encoding.embed, images) / self.scale
+
+  def errors(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Mean squared errors `[N]` of the reconstructions of images."""
+    return self._apply(encoding.errors, images)
+
+  def decode(self, points: jax.Array) -> jax.Array:
+    """Images `[N, H, W, C]` of points `[N, D]`."""
+    return self._apply(encoding.decode, jnp.asarray(points) * self.scale)
+
+  def reconstruct(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """The reconstructions of images `[N, H, W, C]`."""
+    return self.decode(self.encode(images))
+
+  def _apply(self, fn, array):
+    return jnp.asarray(fn(self.method, self.params, array, self.batch_size))
+
+
+class Model(NamedTuple):
+  """Takes images to points, and points to clusters.
+
+  Images are `[N, H, W, C]`, or `[N, H, W]` where C is 1: uint8, or floats in
+  [0, 1]. All methods raise an InputError for images unlike those of the run.
+  """
+
+  recipe: dict  # names and options, as JSON has them
+  clusters: Any  # centers [K, D] or GMMParams
+  assigner: Assigner
+  encoder: Encoder | None  # None where the pixels are the points
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    return tuple(self.recipe['image_shape'])
+
+  @property
+  def centers(self) -> jax.Array:
+    """Centers of the clusters, or means of a mixture, `[K, D]`."""
+    return self.assigner.centers(self.clusters)
+
+  def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Points `[N, D]` float32 of images."""
+    return self._of_points(lambda x: x, images)
+
+  def predict(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Clusters `[N]` int32 of images."""
+    return self._of_points(self.assign, images)
+
+  def responsibilities(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Probabilities `[N, K]` of the clusters given each image.
+
+    Raises:
+      InputError: if the clusters have none.
+    """
+    fn = self._needed('probabilities', 'responsibilities', 'distances')
+    return self._of_points(functools.partial(fn, self.clusters), images)
+
+  def distances(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Euclidean distances `[N, K]` of the images' points from the centers."""
+    measure = functools.partial(kmeans.transform, self.centers)
+    return self._of_points(measure, images)
+
+  def assess(self, images: jax.Array | np.ndarray) -> Assignment:
+    """Clusters of images, and how well each image fits its own."""
+    return Assignment(*map(np.asarray, self._of_points(self.judge, images)))
+
+  def sample(self, key: jax.Array, num_samples: int) -> jax.Array:
+    """Images `[num_samples, H, W, C]` of points drawn from the clusters.
+
+    Raises:
+      InputError: if the clusters are not a distribution.
+    """
+    draw = self._needed('sample', 'samples', 'decode(centers)')
+    check_count('num_samples', num_samples)
+    return self.decode(draw(key, self.clusters, num_samples))
+
+  def decode(self, x: jax.Array) -> jax.Array:
+    """Images `[N, H, W, C]` float32 of points `[N, D]`; those of a network lie
+    in [0, 1]."""
+    if self.encoder is None:
+      return jnp.asarray(x).reshape(len(x), *self.image_shape)
+    return jnp.clip(self.encoder.decode(x), 0, 1)
+
+  def assign(self, x: jax.Array) -> jax.Array:
+    """Clusters `[N]` int32 of points `[N, D]`."""
+    return self.assigner.predict(self.clusters, x)
+
+  def judge(self, x: jax.Array) -> Assignment:
+    """The assignment of points `[N, D]`, on the host."""
+    return self.assigner.assign(self.clusters, x)
+
+  def _needed(self, field, what, instead):
+    found = getattr(self.assigner, field)
+    if found is None:
+      name = self.recipe['clusterer'] or self.recipe['method']
+      raise InputError(
+        f'a run of {name} has no {what}: use {instead}, or load a run of a '
+        'mixture'
+      )
+    return found
+
+  def _of_points(self, fn, images):
+    """`fn` of the points of images, a pytree of `[N, ...]`."""
+    images = self._checked(images)
+    size = max(1, _BLOCK_BYTES // max(1, images[:1].nbytes))
+    parts = []
+    for block in ahead(
+      range(0, len(images), size),
+      lambda start: jax.device_put(images[start : start + size]),
+    ):
+      check_images(block, self.encoder is not None)
+      parts.append(fn(to_points(block, self.encoder)))
+    return jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+
+  def _checked(self, images):
+    """Images of the run's shape; their values are checked later."""
+    if not isinstance(images, jax.Array):
+      images = np.asarray(images)
+    if images.ndim == 3 and self.image_shape[2] == 1:
+      images = images[..., None]
+    if images.shape[1:] != self.image_shape or not images.shape[0]:
+      raise InputError(
+        f'images have shape {images.shape}: the run takes '
+        f'{("N", *self.image_shape)}; resize them, or load another run'
+      )
+    if jnp.issubdtype(images.dtype, jnp.floating):
+      return images.astype(np.float32)
+    if images.dtype != np.uint8:
+      raise InputError(
+        f'images are {images.dtype}: give uint8, or floats as the run had them'
+      )
+    return images
+
+
+def to_points(
+  images: jax.Array | np.ndarray, encoder: Encoder | None
+) -> jax.Array:
+  """Points `[N, D]` of images `[N, H, W, C]`: embeddings, or else pixels."""
+  if encoder is None:
+    return encoding.as_points(jnp.asarray(images))
+  return encoder.encode(images)
+
+
+def check_images(images: jax.Array | np.ndarray, encoded: bool) -> None:
+  """Checks the values of images `[N, H, W, C]`; bytes are always good.
+
+  Raises:
+    InputError: if they are not finite, or out of the range that a network takes
+      if they are to be encoded.
+  """
+  if images.dtype == np.uint8:
+    return
+  check_values(place(images.reshape(images.shape[0], -1)))
+  low, high = images.min(), images.max()
+  if encoded and (low < 0 or high > 1):
+    raise InputError(
+      f'the images have values from {low:g} to {high:g}: the network takes '
+      'floats from 0 to 1; rescale them, or give uint8'
+    )
+
+
+def make_recipe(config: Any, image_shape: tuple[int, int, int]) -> dict:
+  """The names and options of a config that a model is made of."""
+  stages, clusterer = config.get('stages', ()), config.get('clusterer', '')
+  recipe = {'image_shape': list(image_shape), 'clusterer': clusterer}
+  recipe['clusterer_options'] = config[clusterer].to_dict() if clusterer else {}
+  recipe['method'] = stages[-1] if stages else ''
+  if stages:
+    recipe['network'] = config.network.to_dict()
+    recipe['method_options'] = stage_options(config, stages[-1])[1]
+    recipe['batch_size'] = config.training.batch_size
+  return json.loads(json.dumps(recipe))
+
+
+def stage_options(config: Any, stage: str) -> tuple[dict, dict]:
+  """Options of the training of a stage, and those of its method.
+
+  `config[stage]` holds both, if there are any: options of a training replace
+  those of `config.training`.
+  """
+  training = config.training.to_dict()
+  own = config[stage].to_dict() if stage in config else {}
+  method = {name: v for name, v in own.items() if name not in training}
+  return training | {n: v for n, v in own.items() if n in training}, method
+
+
+def method_of(recipe: dict) -> Method:
+  """The method of a recipe, on its network."""
+  network = networks.build(recipe['image_shape'], **recipe['network'])
+  return METHODS[recipe['method']](network, **recipe['method_options'])
+
+
+def assemble(recipe: dict, params: Any, scale: Any, clusters: Any) -> Model:
+  """The model of a recipe.
+
+  Args:
+    recipe: from `make_recipe`.
+    params: of the method, if there is one.
+    scale: `[1, D]` or `[1, 1]`, that its embeddings are divided by.
+    clusters: of the clusterer; those of the method itself if there is none.
+  """
+  encoder = None
+  if recipe['method']:
+    method = method_of(recipe)
+    encoder = Encoder(method, params, scale, recipe['batch_size'])
+  if recipe['clusterer']:
+    options = recipe['clusterer_options']
+    assigner = ALGORITHMS[recipe['clusterer']].assigner(options)
+  else:
+    assigner, clusters = method.assigner, method.clusters(params)
+  return Model(recipe, clusters, assigner, encoder)
+
+
+def save(path: pathlib.Path, model: Model) -> None:
+  """Writes a model into a run directory, as arrays and a recipe in JSON."""
+  arrays = {'format': _FORMAT, 'recipe': json.dumps(model.recipe)}
+  if model.encoder is not None:
+    arrays |= _flatten('params', model.encoder.params)
+    arrays['scale'] = model.encoder.scale
+  if model.recipe['clusterer']:
+    arrays |= _flatten('clusters', model.clusters)
+  workdir.write_arrays(path, FILE, **arrays)
+
+
+def _flatten(prefix, tree):
+  return {
+    f'{prefix}/{jax.tree_util.keystr(place, simple=True, separator="/")}': leaf
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def load(path: str | pathlib.Path) -> Model:
+  """Loads the model of a finished run; its data are not needed.
+
+  Args:
+    path: the run directory.
+
+  Raises:
+    InputError: if there is no such directory, its run is not finished or leaves
+      no model, or the file is damaged.
+  """
+  if not str(path) or not pathlib.Path(path).expanduser().is_dir():
+    raise InputError(
+      f'the run {str(path)!r} is not a directory: name that of a finished run, '
+      'as runs/autoencoder-gmm-digits-...'
+    )
+  path = pathlib.Path(path).expanduser()
+  file = path / FILE
+  if not workdir.is_finished(path):
+    raise InputError(
+      f'the run in {path} is not finished: run its command with '
+      f'--workdir={path} to the end'
+    )
+  if not file.exists():
+    raise InputError(
+      f'{path} holds no {FILE}: only runs that cluster leave one; run one in '
+      'another directory'
+    )
+  remedy = 'run its command again in another directory'
+  arrays = data.read_npz(file, remedy)
+  if not np.array_equal(arrays.get('format'), _FORMAT):
+    raise InputError(
+      f'{file} has format {arrays.get("format")}, and this version of jaxclust '
+      f'reads format {_FORMAT}: {remedy}'
+    )
+  try:
+    return _parse(arrays)
+  except Exception as error:  # a recipe may hold anything
+    raise InputError(
+      f'{file} does not hold a model ({one_line(error)}): {remedy}'
+    ) from error
+
+
+def _parse(arrays):
+  """The model that arrays hold; raises any kind of error if they do not."""
+  recipe = workdir.parse_object(str(arrays['recipe']).encode())
+  for size in (*recipe['image_shape'], recipe.get('batch_size', 1)):
+    check_count('a size', size)
+  params, scale, clusters = None, None, None
+  num_features = int(np.prod(recipe['image_shape']))
+  if recipe['method']:
+    networks.check_options(**recipe['network'])
+    method = method_of(recipe)
+    num_features = method.code_size
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    like = jax.eval_shape(lambda key: method.init(key, None), key)
+    params = _fill('params', like, arrays)
+    scale = jnp.asarray(arrays['scale'])
+    if scale.shape not in ((1, 1), (1, num_features)):
+      raise ValueError(f'scale is {scale.shape}')
+  if recipe['clusterer']:
+    clusterer = ALGORITHMS[recipe['clusterer']]
+    like = clusterer.like(num_features, recipe['clusterer_options'])
+    clusters = _fill('clusters', like, arrays)
+  return assemble(recipe, params, scale, clusters)
+
+
+def _fill(prefix, like, arrays):
+  """A pytree of shapes with arrays in their places."""
+  names = _flatten(prefix, like)
+  leaves = []
+  for name, shape in names.items():
+    array = arrays[name]
+    if array.shape != shape.shape or array.dtype != shape.dtype:
+      raise ValueError(
+        f'{name} is {array.dtype} {array.shape}, and not {shape.dtype} '
+        f'{shape.shape}'
+      )
+    leaves.append(jnp.asarray(array))
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def export(model: Model, path: str | pathlib.Path) -> None:
+  """Writes a program that needs JAX alone: uint8 images `[B, H, W, C]`, of any
+  B, to their clusters `[B]` int32, on CPU, CUDA and TPU.
+
+  `jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(
+  images)` runs it. All images of a call are one batch.
+  """
+
+  def predict(images):
+    if model.encoder is None:
+      return model.assign(encoding.as_points(images))
+    method, params, scale, _ = model.encoder
+    return model.assign(
+      method.embed(params, encoding.as_pixels(images)) / scale
+    )
+
+  shape = (*jax.export.symbolic_shape('b'), *model.image_shape)
+  exported = jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
+    jax.ShapeDtypeStruct(shape, jnp.uint8)
+  )
+  path = pathlib.Path(path)
+  workdir.write_bytes(path.parent, path.name, exported.serialize())

@@ -1,0 +1,84 @@
+"""What a process needs before it works: memory, devices, compiled programs."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import pathlib
+import sys
+
+import jax
+
+# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
+# large buffers, never give back, take 256 MiB at a time.
+_MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
+
+# Maximum bytes of compiled programs that are kept for later runs.
+_CACHE_BYTES = 2**31
+
+# The flag that tells XLA how many devices a CPU is.
+_COUNT_FLAG = 'xla_force_host_platform_device_count'
+
+# Libraries whose versions a summary names.
+_VERSIONS = ('jaxclust', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+_VERSIONS += ('scikit-learn',)
+
+
+def prepare() -> None:
+  """Sets up this process; has an effect before JAX starts to work."""
+  _keep_freed_memory()
+  _keep_programs()
+  _use_all_cores()
+
+
+def _keep_freed_memory():
+  """Lets glibc keep what XLA's temporaries give back, as the next step asks for
+  it again; page faults would cost a third of the training on a CPU."""
+  if sys.platform != 'linux':
+    return
+  with contextlib.suppress(OSError, AttributeError):
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _MALLOC_OPTIONS.items():
+      mallopt(option, value)
+
+
+def _keep_programs():
+  """Lets later runs load what this one compiles, unless the user has told JAX
+  where to keep programs. JAX removes those used least recently."""
+  if jax.config.jax_compilation_cache_dir:
+    return
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  path = pathlib.Path(home, 'jaxclust').expanduser()
+  with contextlib.suppress(OSError, RuntimeError):
+    path.mkdir(parents=True, exist_ok=True)
+    if os.access(path, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', str(path))
+      jax.config.update('jax_compilation_cache_max_size', _CACHE_BYTES)
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def _use_all_cores():
+  """Makes each core of the CPU a device, as training shares batches among
+  devices; not where JAX works already, or has been told how many."""
+  if _COUNT_FLAG in os.environ.get('XLA_FLAGS', ''):
+    return
+  cores = os.cpu_count()
+  if hasattr(os, 'sched_getaffinity'):
+    cores = len(os.sched_getaffinity(0))
+  with contextlib.suppress(RuntimeError):
+    if jax.config.jax_num_cpu_devices < 0:
+      jax.config.update('jax_num_cpu_devices', cores)
+
+
+def device() -> str:
+  """Platform and kind of the first device."""
+  first = jax.devices()[0]
+  return f'{first.platform} ({first.device_kind})'
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the libraries at work."""
+  return {
+    'python': sys.version.split()[0],
+    **{name: importlib.metadata.version(name) for name in _VERSIONS},
+  }

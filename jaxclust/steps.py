@@ -1,0 +1,248 @@
+"""Steps of an optimiser on mini-batches, for several networks side by side.
+
+Many steps are one device call, a scan over their batches. Devices, and each
+core of a CPU can be one, share every batch; how many they are decides in which
+order their sums are rounded. What a step draws of an image comes from the step
+and the place of the image in the batch.
+
+Axes: R runs, N images, S steps, B batch, H height, W width, C channels.
+
+References:
+  Kingma and Ba (2015), Adam: a method for stochastic optimization,
+    https://arxiv.org/abs/1412.6980
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxclust.data import augment
+from jaxclust.encoding import as_pixels
+from jaxclust.methods import Batch, Method
+
+# Images that a CPU takes through a network at once, so that what lies between
+# two layers fits the cache of a core.
+_PART = 32
+
+# Operations of a step that are worth a device of their own.
+_CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
+
+# The axis of a mesh whose devices share a batch.
+_BATCH = 'batch'
+
+# (peak, number of steps) -> a schedule of Optax.
+SCHEDULES = {
+  'constant': lambda peak, num_steps: optax.constant_schedule(peak),
+  'cosine': lambda peak, num_steps: optax.cosine_decay_schedule(
+    peak, max(1, num_steps)
+  ),
+}
+
+# Name -> the direction of a step; its length is the learning rate.
+OPTIMIZERS = {
+  'adam': optax.scale_by_adam,
+  'sgd': lambda: optax.trace(decay=0.9),  # with momentum
+}
+
+
+class TrainState(NamedTuple):
+  """What the next step needs, and the losses of the epoch so far."""
+
+  params: Any  # [R, ...]
+  opt_state: optax.OptState  # [R, ...]
+  step: jax.Array  # [R] int32, over all epochs
+  loss_sum: jax.Array  # [R] of the images seen in this epoch
+
+
+def learning_rates(num_steps_per_epoch: int, options: dict) -> np.ndarray:
+  """Learning rates `[S]` of all steps: a warm-up from 0 on a line, and then one
+  of `SCHEDULES`."""
+  num_steps = options['num_epochs'] * num_steps_per_epoch
+  warmup = round(options['warmup_epochs'] * num_steps_per_epoch)
+  peak = options['learning_rate']
+  schedule = SCHEDULES[options['schedule']](peak, num_steps - warmup)
+  rates = optax.join_schedules(
+    [optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]
+  )
+  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
+    return np.asarray(jax.vmap(rates)(jnp.arange(num_steps)), np.float32)
+
+
+def make_mesh(operations: int, batch_size: int) -> Mesh:
+  """The devices that are to share each batch: as many as it keeps busy.
+
+  Args:
+    operations: of a network for one image.
+    batch_size: B.
+  """
+  devices = jax.devices()
+  on_cpu = devices[0].platform == 'cpu'
+  share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
+  shares = 3 * batch_size * operations // share
+  most = min(len(devices), batch_size // _PART, shares)
+  return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
+
+
+def replicate(mesh: Mesh, arrays: Any) -> Any:
+  """Puts a pytree of arrays on all devices of a mesh."""
+  return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('method', 'optimizer', 'mesh'),
+  donate_argnames='state',
+)
+def train_steps(
+  state: TrainState,
+  images: jax.Array,
+  keys: jax.Array,
+  rows: jax.Array,
+  learning_rates: jax.Array,
+  *,
+  method: Method,
+  numbers: jax.Array | None = None,
+  targets: Any = (),
+  optimizer: str = 'adam',
+  mesh: Mesh | None = None,
+  clip_norm: float = 0.0,
+  augmentation: augment.Augmentation = augment.Augmentation(),  # noqa: B008
+) -> TrainState:
+  """Makes a step with each batch.
+
+  Args:
+    state: of R runs, where to go on; its buffers are given up.
+    images: `[N, H, W, C]` uint8, or floats in [0, 1].
+    keys: `[R]`, of what each run draws in its steps.
+    rows: `[R, S, B]` int32, the images of each batch; -1 is none.
+    learning_rates: `[S]`.
+    method: whose loss is lowered.
+    numbers: `[R, S, B]` int32, the places of the images in targets; None for
+      rows.
+    targets: pytree of `[R, N, ...]`.
+    optimizer: of `OPTIMIZERS`.
+    mesh: the devices that share each batch, see `make_mesh`; None for one.
+    clip_norm: maximum norm of a gradient, longer ones are shortened to it; 0
+      for none.
+    augmentation: what is drawn of each image.
+
+  Returns:
+    The state after the steps.
+  """
+  axis = None if mesh is None else _BATCH
+  step = functools.partial(
+    _train_step, method, optimizer_of(optimizer, clip_norm), axis, augmentation
+  )
+  numbers = rows if numbers is None else numbers
+
+  def steps(state, images, keys, targets, rows, numbers, learning_rates):
+    def one_run(state, key, targets, rows, numbers):
+      def body(state, batch):
+        return step(state, images, targets, key, *batch), None
+
+      return lax.scan(body, state, (rows, numbers, learning_rates))[0]
+
+    return _side_by_side(one_run, state, keys, targets, rows, numbers)
+
+  if mesh is not None:
+    missing = ((0, 0), (0, 0), (0, -rows.shape[2] % mesh.size))
+    rows, numbers = (
+      jnp.pad(a, missing, constant_values=-1) for a in (rows, numbers)
+    )
+    whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
+    steps = jax.shard_map(
+      steps,
+      mesh=mesh,
+      in_specs=(whole, whole, whole, whole, shared, shared, whole),
+      out_specs=whole,
+      check_vma=False,
+    )
+  return steps(state, images, keys, targets, rows, numbers, learning_rates)
+
+
+def _side_by_side(fn, *runs):
+  """Applies `fn` to each of R runs: one after another on a CPU, whose cores one
+  alone keeps busy, at once elsewhere."""
+  return lax.platform_dependent(
+    *runs,
+    cpu=lambda *runs: lax.map(lambda run: fn(*run), runs),
+    default=jax.vmap(fn),
+  )
+
+
+def _train_step(
+  method,
+  optimizer,
+  axis,
+  augmentation,
+  state,
+  images,
+  targets,
+  key,
+  rows,
+  numbers,
+  learning_rate,
+):
+  """The state after a step with `rows` [B], a device's share of the batch if
+  `axis` is that of a mesh."""
+  share = 0 if axis is None else lax.axis_index(axis)
+  places = share * rows.shape[0] + jnp.arange(rows.shape[0])  # in the batch
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.fold_in(key, state.step), places
+  )
+  pixels = as_pixels(images[jnp.maximum(rows, 0)])
+  seen, wanted = augment.augment(keys, pixels, augmentation)
+  own = jax.tree.map(lambda a: a[jnp.maximum(numbers, 0)], targets)
+  weight = (rows >= 0).astype(jnp.float32)
+  sums = _gradient(method, state.params, Batch(seen, wanted, own), weight)
+  sums = *sums, weight.sum()
+  loss, grads, count = sums if axis is None else lax.psum(sums, axis)
+  grads = jax.tree.map(lambda g: g / count, grads)
+  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+  updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+  return TrainState(
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    step=state.step + 1,
+    loss_sum=state.loss_sum + loss,
+  )
+
+
+def optimizer_of(name: str, clip_norm: float = 0.0) -> Any:
+  """The direction of a step; the learning rate is applied apart, as data."""
+  clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), OPTIMIZERS[name]())
+
+
+def _gradient(method, params, batch, weight):
+  """The weighted sum of a batch's losses, and its gradient."""
+
+  def total(params):
+    losses = functools.partial(method.loss, params)
+    in_parts = functools.partial(_in_parts, losses)
+    return jnp.vdot(
+      weight, lax.platform_dependent(batch, cpu=in_parts, default=losses)
+    )
+
+  return jax.value_and_grad(total)(params)
+
+
+def _in_parts(fn, batch):
+  """`fn` of parts of at most `_PART` rows of a pytree `[B, ...]`, `[B]`."""
+  num_rows = len(batch.seen)
+  num_parts = -(-num_rows // _PART)
+  size = -(-num_rows // num_parts)
+
+  def split(array):
+    missing = (num_parts * size - num_rows, *array.shape[1:])
+    array = jnp.concatenate([array, jnp.zeros(missing, array.dtype)])
+    return array.reshape(num_parts, size, *array.shape[1:])
+
+  return lax.map(fn, jax.tree.map(split, batch)).reshape(-1)[:num_rows]
