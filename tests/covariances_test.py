@@ -91,17 +91,18 @@ def test_the_identity_of_a_family_has_covariance_one(covariance):
   np.testing.assert_array_equal(covariances(params), np.stack([np.eye(2)] * 3))
 
 
+@pytest.mark.parametrize('reg', [0.5, 1e-9, 0.0])
 @pytest.mark.parametrize('covariance', FAMILIES)
-def test_a_sound_covariance_gets_the_ridge_alone(covariance):
+def test_a_sound_covariance_gets_the_ridge_alone(covariance, reg):
   params = params_of(covariance)
   matrices = covariances(params)[: len(params.scale_tril)]  # one if tied
   second = in_family(covariance, matrices)
   scale, repaired = factor_with_repair(
-    FUNCTIONS[covariance], jnp.asarray(second, jnp.float32), 0.5
+    FUNCTIONS[covariance], jnp.asarray(second, jnp.float32), reg
   )
   assert not repaired.any()
   found = covariances(params._replace(scale_tril=scale))[: len(scale)]
-  np.testing.assert_allclose(found, matrices + np.eye(2) / 2, rtol=1e-4)
+  np.testing.assert_allclose(found, matrices + reg * np.eye(2), rtol=1e-4)
 
 
 def test_the_ridge_that_repairs_is_the_least_that_works():

@@ -67,16 +67,17 @@ def factor_with_repair(
   finite = jnp.isfinite(covariance).all(axis=tuple(range(1, covariance.ndim)))
 
   def unsound(carry):
-    _, _, sound = carry
-    return jnp.any(finite & ~sound)
+    tries, _, _, sound = carry
+    return (tries == 0) | jnp.any(finite & ~sound)
 
-  def grow(carry):
-    ridge, _, sound = carry
-    ridge = jnp.where(sound, ridge, jnp.maximum(2 * ridge, floor))
-    return ridge, *family.factor(covariance, ridge)
+  def factor(carry):
+    tries, ridge, _, sound = carry
+    keeps = sound | (tries == 0)
+    ridge = jnp.where(keeps, ridge, jnp.maximum(2 * ridge, floor))
+    return tries + 1, ridge, *family.factor(covariance, ridge)
 
-  nothing = jnp.zeros_like(covariance), jnp.zeros(len(first), bool)
-  ridge, scale_tril, _ = lax.while_loop(unsound, grow, (first / 2, *nothing))
+  carry = 0, first, jnp.zeros_like(covariance), jnp.zeros(len(first), bool)
+  _, ridge, scale_tril, _ = lax.while_loop(unsound, factor, carry)
   return scale_tril, ridge > first
 
 
