@@ -1,0 +1,28 @@
+"""k-means, Gaussian mixtures and the autoencoder as scikit-learn estimators.
+
+Each checks its input as scikit-learn does, calls the functions of the package,
+and keeps their results as NumPy arrays under scikit-learn's names. Numbers are
+float32, unless JAX has float64 enabled, and labels int32. The clusterers read
+bytes as they are, without a copy in float32.
+
+Draws come from `random_state`: an int s stands for `jax.random.key(s)`, so that
+the functions return the same with that key. For None or a RandomState, a key is
+drawn.
+"""
+
+from typing import Any
+
+from jaxclust.estimators.kmeans import KMeans
+from jaxclust.estimators.mixture import GaussianMixture
+
+__all__ = ['ConvAutoencoder', 'GaussianMixture', 'KMeans']
+
+
+def __getattr__(name: str) -> Any:
+  """Imports the network's estimator at its first use: it needs Flax and Optax,
+  which take a second."""
+  if name != 'ConvAutoencoder':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from jaxclust.estimators.autoencoder import ConvAutoencoder
+
+  return ConvAutoencoder

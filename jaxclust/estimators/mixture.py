@@ -1,0 +1,169 @@
+"""Gaussian mixtures as an estimator.
+
+Axes: N rows, D features, K components, R starts.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils.validation import check_is_fitted
+
+from jaxclust.algorithms import gmm
+from jaxclust.algorithms.covariances import FAMILIES
+from jaxclust.algorithms.em import GMMParams
+from jaxclust.errors import InputError
+from jaxclust.estimators.base import (
+  ReadMixin,
+  as_weights,
+  parameters,
+  words_of_sklearn,
+)
+
+# scikit-learn's name of a start -> that of `gmm.fit`.
+_STARTS = {
+  'kmeans': 'k-means',
+  'k-means++': 'k-means++',
+  'random_from_data': 'random',
+}
+
+# Family -> an array of its covariances in scikit-learn's shape.
+_SHAPES = {
+  'full': lambda scale: scale,
+  'tied': lambda scale: scale[0],
+  'diag': lambda scale: scale,
+  'spherical': lambda scale: scale[:, 0],
+}
+
+
+@parameters
+class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
+  """A mixture of Gaussians by EM, see `gmm.fit`; the heaviest comes first.
+
+  Args:
+    n_components: K.
+    covariance_type: 'full', 'tied', 'diag' or 'spherical'.
+    tol: a start has converged when a step gains at most this much `score`.
+    reg: ridge on the covariances in units of the mean variance of the features,
+      whereas scikit-learn's reg_covar is in units of the data.
+    max_iter: most steps of a start.
+    n_init: R starts.
+    init_params: 'kmeans', 'k-means++' or 'random_from_data'.
+    means_init: means `[K, D]` or `[R, K, D]` to start from in place of that,
+      with equal weights and the covariance of the data, or None.
+    random_state: see the package.
+
+  Attributes:
+    weights_: `[K]`.
+    means_: `[K, D]`.
+    covariances_: `[K, D, D]`, tied `[D, D]`, diag `[K, D]`, spherical `[K]`.
+    precisions_: their inverses.
+    precisions_cholesky_: upper triangles U such that `U U^T` is the inverse.
+    params_: all of it, as the functions of `gmm` take it.
+    converged_: whether the best start ended before max_iter.
+    n_iter_: its steps.
+    lower_bound_: its mean log-likelihood.
+  """
+
+  n_components: int = 1
+  _: dataclasses.KW_ONLY
+  covariance_type: str = 'full'
+  tol: float = 1e-3
+  reg: float = 1e-6
+  max_iter: int = 100
+  n_init: int = 1
+  init_params: str = 'kmeans'
+  means_init: Any = None
+  random_state: Any = None
+
+  def fit(self, X, y=None, sample_weight=None):
+    """Fits rows `[N, D]` of weights `[N]`."""
+    x = self._read(X)
+    with words_of_sklearn(init='means_init'):
+      result = gmm.fit(
+        self._key(),
+        x,
+        num_components=self.n_components,
+        covariance=self.covariance_type,
+        num_restarts=self.n_init,
+        init=self._start(),
+        max_steps=self.max_iter,
+        tol=self.tol,
+        reg=self.reg,
+        sample_weight=as_weights(sample_weight),
+      )
+    self._keep(result.params)
+    self.converged_ = bool(result.converged)
+    self.n_iter_ = int(result.num_steps)
+    self.lower_bound_ = float(result.log_likelihood)
+    return self
+
+  def _start(self):
+    if self.means_init is not None:
+      return self.means_init
+    start = _STARTS.get(str(self.init_params))
+    if start is None:
+      raise InputError(
+        f'init_params is {self.init_params!r}: it must be one of '
+        f'{", ".join(_STARTS)}; means go to means_init'
+      )
+    return start
+
+  def _keep(self, params):
+    """Stores a mixture, and what scikit-learn derives from its factors."""
+    self.params_ = GMMParams(*map(np.asarray, params))
+    self.weights_ = np.exp(self.params_.log_weights)
+    self.means_, factor = self.params_.means, self.params_.scale_tril
+    invert = FAMILIES[self.covariance_type].invert
+    root = np.asarray(invert(params.scale_tril))
+    if root.ndim == 3:
+      root = root.mT
+    shape = _SHAPES[self.covariance_type]
+    self.covariances_ = shape(_square(factor))
+    self.precisions_ = shape(_square(root))
+    self.precisions_cholesky_ = shape(root)
+
+  def fit_predict(self, X, y=None, sample_weight=None):
+    """Fits rows `[N, D]` and labels them."""
+    return self.fit(X, sample_weight=sample_weight).predict(X)
+
+  def predict(self, X):
+    """Labels `[N]` of the likeliest components."""
+    return np.asarray(self._apply(gmm.predict, X))
+
+  def predict_proba(self, X):
+    """Probabilities `[N, K]` of the components given each row."""
+    return np.asarray(self._apply(gmm.responsibilities, X))
+
+  def score_samples(self, X):
+    """Log-densities `[N]` of rows `[N, D]`."""
+    return np.asarray(self._apply(gmm.log_prob, X))
+
+  def score(self, X, y=None):
+    """The mean log-density of rows `[N, D]`."""
+    return float(self.score_samples(X).mean())
+
+  def bic(self, X, sample_weight=None):
+    """Bayesian information criterion of rows `[N, D]`; lower is better."""
+    return float(self._apply(gmm.bic, X, as_weights(sample_weight)))
+
+  def aic(self, X, sample_weight=None):
+    """Akaike information criterion of rows `[N, D]`; lower is better."""
+    return float(self._apply(gmm.aic, X, as_weights(sample_weight)))
+
+  def sample(self, n_samples=1):
+    """Draws rows `[n_samples, D]`, and the components they are from."""
+    check_is_fitted(self)
+    with words_of_sklearn():
+      drawn = gmm.sample_with_labels(self._key(), self.params_, n_samples)
+    return tuple(map(np.asarray, drawn))
+
+  def _apply(self, fn, X, *args):
+    x = self._read(X, reset=False)
+    return fn(self.params_, x, *args)
+
+
+def _square(factor):
+  """Matrices of factors `[K, D, D]`, or squares of numbers."""
+  return factor @ factor.mT if factor.ndim == 3 else np.square(factor)
