@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import checkpoints, signals, training, workdir
+from jaxclust import checkpoints, plans, signals, training, workdir
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import HISTORY, StopReason
 from jaxclust.errors import RunError
@@ -40,7 +40,7 @@ def draw_keys(seeds: Sequence[int]) -> jax.Array:
 def train(
   path: pathlib.Path,
   phase: str,
-  plan: training.Plan,
+  plan: plans.Plan,
   seeds: Sequence[int],
   previous: Any = None,
 ) -> tuple[Any, list[dict]]:
@@ -127,7 +127,7 @@ def cluster(
   begun, state = checkpoints.restore(path, phase, state) or (0, state)
   workdir.rewind_log(path, 'step', begun, phase=name, seed=seed)
   operations = clusterer.operations(*x.shape, options[clusterer.groups])
-  num_steps = training.steps_per_call(len(state.num_steps) * operations)
+  num_steps = plans.steps_per_call(len(state.num_steps) * operations)
   num_steps = min(_MOST_STEPS, HISTORY, num_steps)
   step = begun
   with (

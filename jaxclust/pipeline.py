@@ -20,8 +20,8 @@ from jaxclust import (
   model,
   networks,
   phases,
+  plans,
   selection,
-  training,
   workdir,
 )
 from jaxclust.algorithms.assignment import ALGORITHMS
@@ -88,7 +88,7 @@ def check_stages(config: Any, dataset: Dataset) -> int:
     checks.check_choice('each of config.stages', stage, METHODS)
     options, own = model.stage_options(config, stage)
     method = METHODS[stage](network, **own)
-    training.check_options(len(dataset.images), method, options)
+    plans.check_options(len(dataset.images), method, options)
   return method.code_size
 
 
@@ -161,7 +161,7 @@ def represent(
   params, records = None, []
   for stage in config.stages:
     options, own = model.stage_options(config, stage)
-    plan = training.plan(
+    plan = plans.plan(
       functools.partial(METHODS[stage], **own),
       network,
       splits['train'],

@@ -12,31 +12,18 @@ D numbers of an embedding.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxclust import checks, encoding, steps
-from jaxclust.data import augment, batches
-from jaxclust.errors import InputError, RunError
-from jaxclust.methods import Method
+from jaxclust import encoding, steps
+from jaxclust.data import batches
+from jaxclust.errors import RunError
+from jaxclust.plans import INIT, ORDER, START, Plan, fold_in
 from jaxclust.steps import TrainState, replicate
-
-# Operations of a device call that last about a second.
-_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
-
-# Maximum bytes of images per device call.
-_CALL_BYTES = 2**28
-
-# Dtype of activations; parameters and losses are float32.
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-
-# What a training draws, each from fold_in(key, number).
-INIT, ORDER, AUGMENTATION, HELD_OUT, START = 0, 1, 3, 4, 5
 
 
 class Best(NamedTuple):
@@ -55,24 +42,6 @@ class Course(NamedTuple):
   targets: Any  # [R, N, ...] of this epoch, or ()
 
 
-class Plan(NamedTuple):
-  """What all epochs of a training have in common."""
-
-  method: Method
-  train: Method  # the same with activations of the wanted dtype
-  source: jax.Array | np.ndarray  # [N, H, W, C]
-  images: jax.Array | np.ndarray  # the same, on all devices of the mesh
-  numbers: np.ndarray  # int32, of the images to train on
-  validation: jax.Array | np.ndarray | None  # images of the validation loss
-  keys: jax.Array  # [R]
-  rates: np.ndarray  # [S] learning rates of all steps
-  mesh: Mesh  # the devices that share each batch
-  drawn: dict  # keywords of `train_steps` that are the same for all
-  steps_per_epoch: int
-  steps_per_call: int
-  options: dict
-
-
 class Progress(NamedTuple):
   """Where a training is after a device call."""
 
@@ -84,106 +53,6 @@ class Progress(NamedTuple):
   seconds: float  # of the epoch so far
 
 
-def check_options(num_images: int, method: Method, options: dict) -> None:
-  """Checks the options of a training.
-
-  Args:
-    num_images: N.
-    method: that is trained.
-    options: as `defaults.TRAINING`.
-
-  Raises:
-    InputError: if they are out of range.
-  """
-  checks.check_count('num_epochs', options['num_epochs'])
-  checks.check_count('batch_size', options['batch_size'])
-  checks.check_count('patience', options['patience'], low=0)
-  for name in ('learning_rate', 'clip_norm'):
-    checks.check_number(name, options[name])
-  checks.check_number(
-    'warmup_epochs', options['warmup_epochs'], high=options['num_epochs']
-  )
-  checks.check_number('holdout', options['holdout'], high=0.5)
-  for name, known in (
-    ('schedule', steps.SCHEDULES),
-    ('dtype', DTYPES),
-    ('optimizer', steps.OPTIMIZERS),
-    ('placement', batches.PLACEMENTS),
-  ):
-    checks.check_choice(name, options[name], known)
-  augment.from_options(**{name: options[name] for name in augment.OPTIONS})
-  if options['patience'] and int(options['holdout'] * num_images) < 1:
-    raise InputError(
-      f'holdout is {options["holdout"]}: of {num_images} images that leaves '
-      'none to validate on; hold out more, or set patience to 0'
-    )
-  if options['patience'] and method.targets is not None:
-    raise InputError(
-      f'patience is {options["patience"]}: a method with targets has no '
-      'validation loss; set patience to 0'
-    )
-  method.check(num_images)
-
-
-def plan(
-  build: Callable,
-  network: Any,
-  images: jax.Array | np.ndarray,
-  test_images: jax.Array | np.ndarray | None,
-  keys: jax.Array,
-  options: dict,
-) -> Plan:
-  """Prepares a training.
-
-  Args:
-    build: `network -> Method`.
-    network: of `networks`.
-    images: `[N, H, W, C]` on the device, or on the host to be streamed.
-    test_images: of the validation loss, unless a part of images is held out.
-    keys: `[R]`, a random key of each run.
-    options: as `defaults.TRAINING`.
-  """
-  method = build(network)
-  batch_size, patience = options['batch_size'], options['patience']
-  share = options['holdout'] if patience else 0
-  key = jax.random.fold_in(keys[0], HELD_OUT)
-  held = batches.draw_held_out(key, len(images), share)
-  numbers = np.flatnonzero(~held).astype(np.int32)
-  num_steps = batches.steps_per_epoch(len(numbers), batch_size)
-  mesh = steps.make_mesh(method.operations, batch_size)
-  drawn = {
-    'keys': _fold_in(keys, AUGMENTATION),
-    'clip_norm': np.float32(options['clip_norm']),
-    'augmentation': jax.tree.map(
-      np.float32,
-      augment.from_options(**{n: options[n] for n in augment.OPTIONS}),
-    ),
-  }
-  operations = 3 * len(keys) * batch_size * method.operations
-  bytes_per_step = len(keys) * batch_size * images[0].nbytes
-  most = min(steps_per_call(operations), max(1, _CALL_BYTES // bytes_per_step))
-  if isinstance(images, jax.Array):
-    validation = images[jnp.asarray(np.flatnonzero(held))]
-    shared = replicate(mesh, images)
-  else:
-    validation, shared = images[held], images
-  return Plan(
-    method=method,
-    train=build(network.clone(dtype=DTYPES[options['dtype']])),
-    source=images,
-    images=shared,
-    numbers=numbers,
-    validation=validation if patience else test_images,
-    keys=keys,
-    rates=steps.learning_rates(num_steps, options),
-    mesh=mesh,
-    drawn=replicate(mesh, drawn),
-    steps_per_epoch=num_steps,
-    steps_per_call=_divide(num_steps, most),
-    options=options,
-  )
-
-
 def blank(plan: Plan, previous: Any = None) -> Course:
   """A course of the right shapes, with networks but without clusters in them.
 
@@ -192,7 +61,7 @@ def blank(plan: Plan, previous: Any = None) -> Course:
     previous: parameters `[R, ...]` of the stage before, if there was one.
   """
   init = jax.jit(jax.vmap(plan.method.init))
-  params = init(_fold_in(plan.keys, INIT), previous)
+  params = init(fold_in(plan.keys, INIT), previous)
   targets = ()
   if plan.method.targets is not None:
     embeddings = jax.ShapeDtypeStruct(
@@ -210,7 +79,7 @@ def start(plan: Plan, course: Course) -> Course:
     return course
   runs, size = [], plan.options['batch_size']
   own_runs = _runs(course.state.params)
-  for key, own in zip(_fold_in(plan.keys, START), own_runs, strict=True):
+  for key, own in zip(fold_in(plan.keys, START), own_runs, strict=True):
     embeddings = encoding.embed(plan.method, own, plan.source, size)
     runs.append(plan.method.start(key, own, embeddings))
   params = _stack(runs)
@@ -283,7 +152,7 @@ def _train_epoch(course, epoch, active, plan):
     course = _start_epoch(course, plan)
   put = functools.partial(replicate, plan.mesh)
   order = _draw_order(
-    _fold_in(plan.keys, ORDER),
+    fold_in(plan.keys, ORDER),
     jax.device_put(np.int32(epoch - 1)),
     jax.device_put(plan.numbers),
     plan.options['batch_size'],
@@ -388,26 +257,6 @@ def _check_finite(state, losses, active, epoch, plan):
       f'the losses are {found} at epoch {epoch}: lower learning_rate, which is '
       f'{plan.options["learning_rate"]}'
     )
-
-
-def steps_per_call(operations: float) -> int:
-  """Steps of so many operations that take about a second."""
-  on_cpu = jax.default_backend() == 'cpu'
-  budget = _CPU_OPERATIONS if on_cpu else _ACCELERATOR_OPERATIONS
-  return max(1, int(budget // operations))
-
-
-def _divide(num_steps, most):
-  """Steps of a call, at most so many, of which all calls of an epoch make the
-  same if they can: another number of steps is another program."""
-  least = -(-num_steps // most)
-  calls = next(
-    (n for n in range(least, 2 * least) if num_steps % n == 0), least
-  )
-  return -(-num_steps // calls)
-
-
-_fold_in = jax.vmap(jax.random.fold_in, (0, None))
 
 
 def no_best(params: Any) -> Best:
