@@ -197,8 +197,9 @@ def best(state: Solution) -> GMMResult:
 
 def in_units(state: Solution, log_likelihoods: jax.Array) -> jax.Array:
   """Log-likelihoods of a state's coordinates in the data's units."""
-  num_features = state.params.params.means.shape[-1]
-  return log_likelihoods - num_features * np.log(state.frame.scale)
+  lib = jnp if checks.is_traced(state) else np
+  num_features = state.params.num_features
+  return log_likelihoods - num_features * lib.log(state.frame.scale)
 
 
 def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:

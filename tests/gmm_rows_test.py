@@ -1,0 +1,153 @@
+"""Mixtures do not depend on blocks, padding, devices or streams."""
+
+import dataclasses
+import functools
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from mixtures import FAMILIES, KEY, clusters, params_of
+from point_sets import sharded, two_devices
+
+from jaxclust import gmm, inputs
+from jaxclust.algorithms import em, solver
+from jaxclust.frames import Frame
+from jaxclust.rows import Rows
+
+X = clusters()[0]
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_a_pass_in_blocks_is_a_pass_over_the_whole(covariance):
+  params = params_of(covariance, num_features=3)
+  mixture = em.Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
+  frame = Frame(jnp.ones(3), jnp.float32(2))
+  weight = jnp.linspace(0, 1, len(X))
+  rows = Rows(jnp.asarray(X), weight, frame)
+  blocks, whole = (
+    solver.sum_stats(
+      em.em(covariance), mixture, dataclasses.replace(rows, block_size=size)
+    )
+    for size in (7, len(X))
+  )
+  chex.assert_trees_all_close(blocks, whole, rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(
+    gmm.log_prob(params, X), gmm.log_prob(params, X, block_size=9), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ('init', 'padding'),
+  [('k-means', 77), ('k-means', 1e15), ('random', 77)],
+)
+def test_padding_does_not_change_the_fit(init, padding):
+  padded = np.concatenate([np.full((30, 3), padding, np.float32), X])
+  weight = np.concatenate([np.zeros(30), np.full(len(X), 2.0)])
+  fit = functools.partial(gmm.fit, KEY, num_components=3, init=init)
+  plain, result = fit(X), fit(padded, sample_weight=weight)
+  chex.assert_trees_all_close(result.params, plain.params, rtol=1e-3, atol=1e-3)
+
+
+def what_a_mixture_says(params, x, weight):
+  return {
+    'log_prob': gmm.log_prob(params, x),
+    'responsibilities': gmm.responsibilities(params, x),
+    'labels': gmm.predict(params, x),
+    'bic': gmm.bic(params, x, weight),
+    'aic': gmm.aic(params, x),
+  }
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_two_devices_are_one(covariance, axis_type):
+  x = sharded(X, two_devices(axis_type))
+  weight = np.linspace(0.5, 1, len(X), dtype=np.float32)
+  fit = functools.partial(
+    gmm.fit,
+    KEY,
+    num_components=3,
+    num_restarts=2,
+    covariance=covariance,
+    sample_weight=weight,
+  )
+  one, two = fit(X), fit(x)
+  chex.assert_trees_all_close(two.params, one.params, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(
+    two.log_likelihoods, one.log_likelihoods, rtol=1e-5
+  )
+  expected = what_a_mixture_says(one.params, X, weight)
+  for params in (one.params, two.params):
+    found = what_a_mixture_says(params, x, weight)
+    assert found['labels'].sharding.is_equivalent_to(x.sharding, 1)
+    chex.assert_trees_all_close(
+      jax.device_get(found), jax.device_get(expected), rtol=1e-3, atol=1e-3
+    )
+  drawn = [gmm.sample(KEY, r.params, 50) for r in (one, two)]
+  np.testing.assert_allclose(*map(np.asarray, drawn), atol=1e-2)
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+def test_runs_in_parts_on_two_devices_are_those_on_one(axis_type):
+  def work(x):
+    state = gmm.start(KEY, x, num_components=3, num_restarts=2, init='random')
+    state, history = gmm.run(state, x, 2)
+    state = gmm.update(state, x[:200])
+    return gmm.best(state), history
+
+  found, expected = work(sharded(X, two_devices(axis_type))), work(X)
+  chex.assert_trees_all_close(
+    jax.device_get(found), jax.device_get(expected), rtol=1e-3, atol=1e-3
+  )
+
+
+@pytest.mark.parametrize('covariance', FAMILIES)
+def test_a_stream_is_an_array_on_the_device(covariance, tmp_path, monkeypatch):
+  monkeypatch.setattr(inputs, '_MAPPED_BYTES', 0)
+  x = np.memmap(tmp_path / 'x', np.float32, 'w+', shape=X.shape)
+  x[:] = X
+  fit = functools.partial(
+    gmm.fit, KEY, num_components=3, covariance=covariance, init=X[:3]
+  )
+  streamed, whole = fit(x, block_size=150), fit(X)
+  chex.assert_trees_all_close(streamed, whole, rtol=1e-3, atol=1e-3)
+  found, expected = (what_a_mixture_says(whole.params, a, None) for a in (x, X))
+  chex.assert_trees_all_close(
+    jax.device_get(found), jax.device_get(expected), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_a_stream_is_fitted_from_its_own_clusters(tmp_path, monkeypatch):
+  monkeypatch.setattr(inputs, '_MAPPED_BYTES', 0)
+  x = np.memmap(tmp_path / 'x', np.float32, 'w+', shape=X.shape)
+  x[:] = X
+  streamed = gmm.fit(KEY, x, num_components=3, num_restarts=3)
+  whole = gmm.fit(KEY, X, num_components=3, num_restarts=3)
+  np.testing.assert_allclose(
+    streamed.log_likelihood, whole.log_likelihood, rtol=1e-3
+  )
+
+
+@pytest.mark.parametrize('init', ['k-means', 'random'])
+def test_other_sizes_and_options_compile_nothing(init, caplog):
+  """Other N and K of the same buckets, other restarts, tolerance and ridge."""
+
+  def compiled(num_points, num_components, key=KEY, **options):
+    x, _ = clusters(num_points, num_features=5)
+    options = {'covariance': 'diag', 'init': init, **options}
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+      result = gmm.fit(key, x, num_components=num_components, **options)
+      gmm.predict(result.params, x)
+      gmm.log_prob(result.params, x)
+    return [text for text in caplog.messages if 'XLA compilation' in text]
+
+  jax.clear_caches()
+  assert compiled(400, 3)
+  assert not compiled(400, 3)
+  assert not compiled(420, 4, tol=1e-2, reg=1e-3, max_steps=99)
+  assert not compiled(511, 3, jax.random.key(1), num_restarts=3)
