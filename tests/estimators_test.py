@@ -28,13 +28,11 @@ CHECKED = [
     2, covariance_type='diag', init_params='random_from_data', max_iter=20
   ),
 ]
-EXPECTED_FAILURES = {
-  'KMeans': {
-    'check_sample_weight_equivalence_on_dense_data': (
-      'the check compares to 1e-7, which float32 rounds away; and starts are '
-      'drawn anew where rows are repeated, see test_weights_are_repeated_rows'
-    )
-  }
+REDRAWN = {
+  'check_sample_weight_equivalence_on_dense_data': (
+    'starts are drawn anew where rows are repeated; '
+    'see test_weights_are_repeated_rows'
+  )
 }
 
 
@@ -66,8 +64,7 @@ def order_of(means):
   'ignore::sklearn.exceptions.SkipTestWarning',
 )
 @parametrize_with_checks(
-  CHECKED,
-  expected_failed_checks=lambda e: EXPECTED_FAILURES.get(type(e).__name__, {}),
+  CHECKED, expected_failed_checks=lambda estimator: REDRAWN
 )
 def test_an_estimator_is_what_scikit_learn_asks_of_one(estimator, check):
   check(estimator)
