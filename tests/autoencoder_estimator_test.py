@@ -12,9 +12,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxclust import gmm, training
+from jaxclust import encoding, gmm, plans, training
+from jaxclust.defaults import TRAINING
 from jaxclust.errors import InputError
 from jaxclust.estimators import ConvAutoencoder, GaussianMixture
+from jaxclust.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -41,17 +43,13 @@ def test_the_estimator_is_what_scikit_learn_asks_of_one(estimator, check):
 def test_an_autoencoder_is_the_function():
   found = clone(SMALL).fit(IMAGES)
   images = jnp.asarray(IMAGES / 16).reshape(-1, 8, 8, 1)
-  params, losses = training.fit(
-    jax.random.key(3)[None],
-    images,
-    model=found.model_,
-    num_epochs=3,
-    batch_size=32,
-    learning_rate=1e-2,
-  )
-  np.testing.assert_array_equal(found.loss_curve_, losses[:, 0])
-  own = jax.tree.map(lambda a: a[0], params)
-  codes = training.encode(own, images, model=found.model_, batch_size=32)
+  own = {'num_epochs': 3, 'batch_size': 32, 'learning_rate': 1e-2}
+  method, keys = METHODS['autoencoder'], jax.random.key(3)[None]
+  plan = plans.plan(method, found.model_, images, None, keys, TRAINING | own)
+  *_, last = training.run(plan, training.blank(plan))
+  assert found.loss_curve_[-1] == last.losses['train_loss'][0]
+  own = jax.tree.map(lambda a: a[0], training.final_params(plan, last.course))
+  codes = encoding.embed(plan.method, own, images, 32)
   np.testing.assert_array_equal(found.transform(IMAGES), codes)
   assert found.transform(IMAGES).shape == (120, 8)
 
@@ -108,7 +106,7 @@ def test_a_shape_that_rows_do_not_have_is_named(shape, message):
   ('options', 'message'),
   [
     ({'epochs': 0}, '^epochs is 0'),
-    ({'features': ()}, '^features is empty'),
+    ({'features': (4, 0)}, '^each of features is 0'),
     ({'batch_size': 0}, '^batch_size is 0'),
   ],
 )
@@ -118,7 +116,7 @@ def test_a_mistake_is_reported_in_names_of_the_estimator(options, message):
 
 
 def test_a_network_that_is_not_finite_is_an_error():
-  with pytest.raises(InputError, match=r'is 1e\+38: in epoch 1 .* lower it'):
+  with pytest.raises(InputError, match=r'lower learning_rate.* 1e\+38'):
     clone(SMALL).set_params(learning_rate=1e38).fit(IMAGES)
 
 

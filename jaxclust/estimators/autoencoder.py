@@ -18,26 +18,36 @@ from sklearn.base import (
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from jaxclust import autoencoder, checks, training
-from jaxclust.autoencoder import Autoencoder
-from jaxclust.errors import InputError
+from jaxclust import checks, encoding, networks, plans, training
+from jaxclust.defaults import TRAINING
+from jaxclust.errors import InputError, RunError
 from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
 from jaxclust.inputs import check_values, place
+from jaxclust.methods import METHODS
+
+METHOD = METHODS['autoencoder']
 
 
 @parameters
 class ConvAutoencoder(
   ReadMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-  """The autoencoder of `autoencoder` on rows that are images.
+  """The convolutional autoencoder of `networks` on rows that are images.
 
-  The network takes numbers from 0 to 1, which the least and the largest number
-  of the rows that it is fitted to become. Other rows are shifted and divided
-  alike and may leave that range; a reconstruction never falls below the least.
+  The network takes numbers from 0 to 1. A shift and a division by one number
+  map the rows of the fit to that range. They are the same for other rows, which
+  may leave the range. A reconstruction never falls below the least number of
+  the fit.
+
+  >>> rows = np.eye(8, dtype=np.float32)
+  >>> found = ConvAutoencoder((4, 2), features=(3,), epochs=1).fit(rows)
+  >>> found.transform(rows).shape
+  (8, 6)
 
   Args:
     image_shape: (H, W) or (H, W, C) of a row; None for (1, D).
-    features: channels of each level, which halves the image.
+    features: channels of each level, which halves the image; () for those of
+      the network.
     epochs: over all rows.
     batch_size: rows of a step.
     learning_rate: of Adam.
@@ -45,7 +55,7 @@ class ConvAutoencoder(
 
   Attributes:
     params_: the network's variables.
-    model_: the network, with which the functions of `training` take them.
+    model_: the network.
     data_min_: the least number of all rows.
     data_max_: the largest.
     data_range_: their difference, or 1 if there is none.
@@ -64,34 +74,28 @@ class ConvAutoencoder(
     """Trains the network on rows `[N, D]`."""
     x = self._read(X)
     check_values(place(x))
-    autoencoder.check_options(features=self.features)
     shape = _image_shape(self.image_shape, x.shape[1])
-    model = Autoencoder(shape, tuple(self.features))
     low, high = float(x.min()), float(x.max())
     span = high - low or 1.0
+    options = TRAINING | {
+      'num_epochs': self.epochs,
+      'batch_size': self.batch_size,
+      'learning_rate': self.learning_rate,
+    }
     with words_of_sklearn():
-      params, losses = training.fit(
-        self._key()[None],
-        _as_images(x, low, span, shape),
-        model=model,
-        num_epochs=self.epochs,
-        batch_size=self.batch_size,
-        learning_rate=self.learning_rate,
-      )
-    if not (np.isfinite(losses).all() and training.is_finite(params).all()):
-      raise InputError(
-        f'learning_rate is {self.learning_rate}: in epoch {len(losses)} the '
-        'network was no longer finite; lower it'
-      )
+      networks.check_options(name='conv', features=self.features)
+      network = networks.build(shape, features=self.features)
+      plans.check_options(len(x), METHOD(network), options)
+      images = _as_images(x, low, span, shape)
+      params, losses = _train(network, images, self._key(), options)
     self.data_min_, self.data_max_, self.data_range_ = low, high, span
-    self.model_ = model
-    self.params_ = jax.tree.map(lambda a: np.asarray(a)[0], params)
-    self.loss_curve_ = losses[:, 0]
+    self.model_, self.params_ = network, params
+    self.loss_curve_ = losses
     return self
 
   def transform(self, X):
     """Codes `[N, F]` of rows `[N, D]`."""
-    return np.asarray(self._apply(training.encode, self._images(X)))
+    return np.asarray(self._apply(encoding.embed, self._images(X)))
 
   def inverse_transform(self, X):
     """Rows `[N, D]` decoded from codes `[N, F]`."""
@@ -102,18 +106,17 @@ class ConvAutoencoder(
         f'X has {codes.shape[1]} features: it must have the '
         f'{self._n_features_out} of a code, as transform gives them'
       )
-    images = self._apply(training.decode, codes)
+    images = self._apply(encoding.decode, codes)
     rows = np.asarray(images).reshape(len(codes), -1)
     return self.data_min_ + rows * self.data_range_
 
   def score(self, X, y=None):
     """The negative mean squared error of reconstructions of rows `[N, D]`."""
-    errors = self._apply(training.errors, self._images(X))
+    errors = self._apply(encoding.errors, self._images(X))
     return -float(errors.mean()) * self.data_range_**2
 
   def _apply(self, fn, rows):
-    options = {'model': self.model_, 'batch_size': self.batch_size}
-    return fn(self.params_, rows, **options)
+    return fn(METHOD(self.model_), self.params_, rows, self.batch_size)
 
   def _images(self, X):
     x = self._read(X, reset=False)
@@ -122,7 +125,23 @@ class ConvAutoencoder(
 
   @property
   def _n_features_out(self):
-    return autoencoder.code_size(self.model_.image_shape, self.model_.features)
+    return self.model_.code_size()
+
+
+def _train(network, images, key, options):
+  """The variables of a trained network, and its losses `[E]` in E epochs."""
+  plan = plans.plan(METHOD, network, images, None, key[None], options)
+  course = training.start(plan, training.blank(plan))
+  losses = []
+  try:
+    for now in training.run(plan, course):
+      course = now.course
+      if now.losses is not None:
+        losses.append(now.losses['train_loss'][0])
+  except RunError as error:
+    raise InputError(str(error)) from error
+  params = training.final_params(plan, course)
+  return jax.tree.map(lambda a: np.asarray(a)[0], params), np.array(losses)
 
 
 def _image_shape(image_shape, num_features):

@@ -29,7 +29,7 @@ _STARTS = {
 }
 
 # Family -> an array of its covariances in scikit-learn's shape.
-_SHAPES = {
+SHAPES = {
   'full': lambda scale: scale,
   'tied': lambda scale: scale[0],
   'diag': lambda scale: scale,
@@ -119,7 +119,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     root = np.asarray(invert(params.scale_tril))
     if root.ndim == 3:
       root = root.mT
-    shape = _SHAPES[self.covariance_type]
+    shape = SHAPES[self.covariance_type]
     self.covariances_ = shape(_square(factor))
     self.precisions_ = shape(_square(root))
     self.precisions_cholesky_ = shape(root)
