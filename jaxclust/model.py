@@ -16,6 +16,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxclust import data, encoding, networks, workdir
 from jaxclust.algorithms import kmeans
@@ -105,8 +106,10 @@ class Model(NamedTuple):
     return self._of_points(functools.partial(fn, self.clusters), images)
 
   def distances(self, images: jax.Array | np.ndarray) -> jax.Array:
-    """Euclidean distances `[N, K]` of the images' points from the centers."""
-    measure = functools.partial(kmeans.transform, self.centers)
+    """Distances `[N, K]` of the images' points from the centers: Euclidean, or
+    `1 - cos` if the clusters are those of the cosine metric."""
+    metric = self.recipe['clusterer_options'].get('metric', 'euclidean')
+    measure = functools.partial(kmeans.transform, self.centers, metric=metric)
     return self._of_points(measure, images)
 
   def assess(self, images: jax.Array | np.ndarray) -> Assignment:
@@ -273,8 +276,8 @@ def save(path: pathlib.Path, model: Model) -> None:
 
 def _flatten(prefix, tree):
   return {
-    f'{prefix}/{jax.tree_util.keystr(place, simple=True, separator="/")}': leaf
-    for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    '/'.join([prefix, *(keystr((key,), simple=True) for key in place)]): leaf
+    for place, leaf in tree_leaves_with_path(tree)
   }
 
 
@@ -323,10 +326,11 @@ def load(path: str | pathlib.Path) -> Model:
 def _parse(arrays):
   """The model that arrays hold; raises any kind of error if they do not."""
   recipe = workdir.parse_object(str(arrays['recipe']).encode())
-  for size in (*recipe['image_shape'], recipe.get('batch_size', 1)):
+  height, width, channels = recipe['image_shape']
+  for size in (height, width, channels, recipe.get('batch_size', 1)):
     check_count('a size', size)
   params, scale, clusters = None, None, None
-  num_features = int(np.prod(recipe['image_shape']))
+  num_features = height * width * channels
   if recipe['method']:
     networks.check_options(**recipe['network'])
     method = method_of(recipe)
@@ -334,9 +338,9 @@ def _parse(arrays):
     key = jax.eval_shape(lambda: jax.random.key(0))
     like = jax.eval_shape(lambda key: method.init(key, None), key)
     params = _fill('params', like, arrays)
-    scale = jnp.asarray(arrays['scale'])
-    if scale.shape not in ((1, 1), (1, num_features)):
-      raise ValueError(f'scale is {scale.shape}')
+    one_or_each = 1 if arrays['scale'].shape == (1, 1) else num_features
+    like = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
+    scale = _fill('scale', like, arrays)
   if recipe['clusterer']:
     clusterer = ALGORITHMS[recipe['clusterer']]
     like = clusterer.like(num_features, recipe['clusterer_options'])

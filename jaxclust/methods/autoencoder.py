@@ -20,10 +20,11 @@ from jaxclust.methods.method import Batch, Method
 @functools.cache
 def autoencoder(network: nn.Module) -> Method:
   """The method of a network; it has no options."""
-  like = jnp.zeros((1, *network.image_shape))
 
   def init(key, previous):
-    return network.init(key, like) if previous is None else previous
+    if previous is not None:
+      return previous
+    return network.init(key, jnp.zeros((1, *network.image_shape)))
 
   def loss(params, batch):
     return reconstruction_errors(network, params, batch)

@@ -1,0 +1,94 @@
+"""Models of every kind, whose networks nobody has trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import gmm, model
+from jaxclust.model import Model
+
+SHAPE = (6, 5, 3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
+KINDS = ('kmeans', 'cosine', 'ae_kmeans', 'mlp_kmeans', 'dec', *gmm.FAMILIES)
+
+
+def recipe_of(kind, image_shape=SHAPE):
+  """Names and options of a kind."""
+  recipe = {
+    'image_shape': list(image_shape),
+    'clusterer': 'kmeans' if kind in KINDS[:4] else 'gmm',
+    'clusterer_options': {'num_components': 3, 'covariance': kind},
+    'method': '' if kind in ('kmeans', 'cosine') else 'autoencoder',
+    'network': {'name': 'conv', 'features': [4, 2]},
+    'method_options': {},
+    'batch_size': 16,
+  }
+  if kind in KINDS[:4]:
+    metric = 'cosine' if kind == 'cosine' else 'euclidean'
+    recipe['clusterer_options'] = {'num_clusters': 3, 'metric': metric}
+  if kind == 'mlp_kmeans':
+    recipe['network'] = {'name': 'mlp', 'features': [7, 4]}
+  if kind == 'dec':
+    recipe |= {'clusterer': '', 'clusterer_options': {}, 'method': 'dec'}
+    recipe['method_options'] = {'num_clusters': 3}
+  return recipe
+
+
+@functools.cache
+def model_of(kind):
+  """A model of a kind, its clusters about three of the images."""
+  recipe, params = recipe_of(kind), None
+  scale = jnp.ones((1, 1))
+  if recipe['method']:
+    params = _draw_params(model.method_of(recipe))
+    encoder = model.Encoder(model.method_of(recipe), params, scale, 16)
+    if kind == 'dec':
+      centers = encoder.encode(IMAGES[:3])
+      return model.assemble(recipe, params | {'centers': centers}, scale, None)
+    deviation = encoder.encode(IMAGES).std(axis=0, keepdims=True)
+    scale = jnp.maximum(deviation, 0.1)
+    means = model.to_points(IMAGES[:3], encoder._replace(scale=scale))
+  else:
+    means = model.to_points(IMAGES[:3], None)
+  return model.assemble(recipe, params, scale, _clusters(kind, means))
+
+
+def _draw_params(method):
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), None))
+  return jax.tree.map(
+    lambda a: jnp.asarray(rng.normal(0.1, 0.3, a.shape), jnp.float32), shapes
+  )
+
+
+def _clusters(kind, means):
+  if kind not in gmm.FAMILIES:
+    return means
+  shape = gmm.FAMILIES[kind].shape(*means.shape)
+  scales = jnp.ones(shape) if len(shape) == 2 else jnp.eye(shape[1])[None]
+  weights = jnp.log(jnp.array([0.2, 0.3, 0.5]))
+  return gmm.GMMParams(weights, means, 0.5 * jnp.broadcast_to(scales, shape))
+
+
+def of_pixels(image_shape, centers, metric='euclidean'):
+  """k-means of pixels with given centers `[K, D]`."""
+  recipe = recipe_of('kmeans', image_shape)
+  recipe['clusterer_options'] = {'num_clusters': len(centers), 'metric': metric}
+  return model.assemble(recipe, None, None, jnp.asarray(centers))
+
+
+def mixture_of_pixels(image_shape, params):
+  """A mixture of pixels."""
+  recipe = recipe_of('kmeans', image_shape) | {'clusterer': 'gmm'}
+  recipe['clusterer_options'] = recipe_of('full')['clusterer_options']
+  return model.assemble(recipe, None, None, params)
+
+
+def leave(path, own: Model):
+  """Writes a model into a directory that looks like that of a finished run."""
+  path.mkdir(exist_ok=True)
+  model.save(path, own)
+  (path / 'summary.json').write_text('{}')
+  return path
