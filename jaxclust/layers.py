@@ -1,8 +1,9 @@
 """Convolution, pooling and upsampling that XLA runs fast on CPU, GPU and TPU.
 
 Each function equals a plain formula, named in its docstring, in value and in
-gradient; only the order of the arithmetic differs. Images are `[B, H, W, C]`,
-kernels `[3, 3, I, O]`.
+gradient; only the order of the arithmetic differs. Products of float32 have its
+full precision on every device. Images are `[B, H, W, C]`, kernels
+`[3, 3, I, O]`.
 
 Axes: B batch, H height, W width, C channels, I channels in, O channels out.
 """
@@ -25,6 +26,8 @@ _FOLD = np.array(
 # Up to so many channels, XLA's CPU convolution is faster in blocks of pixels:
 # it leaves convolutions with no more to Eigen, and others to YNNPACK.
 _FEW_CHANNELS = 16
+
+_HIGHEST = lax.Precision.HIGHEST
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -54,7 +57,12 @@ def _plain_conv(x, kernel, margin):
 
 def _strided_conv(x, kernel, strides, padding):
   return lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=_HIGHEST,
   )
 
 
@@ -116,7 +124,8 @@ def _grad_kernel(x, grad, margin):
     return flipped[::-1, ::-1].swapaxes(2, 3)
   if channels_out >= 4 * channels_in:
     windows = _windows(x, size, margin)
-    product = windows @ grad.reshape(-1, channels_out)
+    grad = grad.reshape(-1, channels_out)
+    product = jnp.matmul(windows, grad, precision=_HIGHEST)
     return product.reshape(size, size, channels_in, channels_out)
   # Images take the channels' place and channels the images', so that the sum
   # over images and places is the convolution's own.
@@ -202,11 +211,7 @@ def upsample_conv(
   _, _, channels_in, channels_out = kernel.shape
   fold = jnp.asarray(_FOLD, kernel.dtype)
   kernel = jnp.einsum(
-    'pau,qbv,uvio->abipqo',
-    fold,
-    fold,
-    kernel,
-    precision=lax.Precision.HIGHEST,
+    'pau,qbv,uvio->abipqo', fold, fold, kernel, precision=_HIGHEST
   )
   kernel = kernel.reshape(2, 2, channels_in, 4 * channels_out)
   return _from_blocks(_conv(x, kernel, 1), (2, 2))[:, 1:-1, 1:-1]
