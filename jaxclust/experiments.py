@@ -19,7 +19,16 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxclust import checks, data, pipeline, runtime, signals, studies, workdir
+from jaxclust import (
+  checks,
+  data,
+  pipeline,
+  runtime,
+  signals,
+  studies,
+  validation,
+  workdir,
+)
 from jaxclust.errors import InputError, RunError, one_line
 from jaxclust.pipeline import timed
 from jaxclust.report import board, console, page
@@ -41,21 +50,24 @@ class Experiment(NamedTuple):
   run: Callable  # (config, dataset, path, seconds) -> its part of the summary,
   # and the sections of the page
   show: Callable  # (config, summary): the last thing that a person sees
+  needs: str  # what only configs of this experiment have
   load: Callable = lambda config: data.load(**config.data)  # -> the dataset
   title: Callable = lambda config: config.experiment
 
 
 EXPERIMENTS = {
   'cluster': Experiment(
-    pipeline.check,
+    validation.check_pipeline,
     pipeline.run,
     lambda config, summary: console.closing_table(summary, reference(config)),
+    needs='clusterer',
     title=pipeline.title,
   ),
   'predict': Experiment(
     studies.check_prediction,
     studies.run_prediction,
     lambda config, summary: _show_prediction(config, summary),
+    needs='run',
     load=studies.load_for_run,
   ),
   'sweep': Experiment(
@@ -64,6 +76,7 @@ EXPERIMENTS = {
     lambda config, summary: console.sweep_table(
       summary['sweep'], summary['choices']
     ),
+    needs='sweep',
   ),
   'benchmark': Experiment(
     studies.check_benchmark,
@@ -71,6 +84,7 @@ EXPERIMENTS = {
     lambda config, summary: console.benchmark_table(
       summary['rows'], summary['limits']
     ),
+    needs='benchmark',
   ),
 }
 
@@ -135,7 +149,13 @@ def run(
 
 def _check(config):
   """Checks what all experiments have in common; returns the one to be run."""
-  checks.check_choice('config.experiment', config.experiment, EXPERIMENTS)
+  name = config.experiment
+  checks.check_choice('config.experiment', name, EXPERIMENTS)
+  if EXPERIMENTS[name].needs not in config:
+    raise InputError(
+      f'config.experiment is {name!r}, but there is no '
+      f'config.{EXPERIMENTS[name].needs}: take a config that has it'
+    )
   seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   checks.check_count('config.num_seeds', num_seeds)
   if not 0 <= seed <= 2**32 - num_seeds:
@@ -145,7 +165,7 @@ def _check(config):
     )
   if config.get('tensorboard'):
     board.check()
-  return EXPERIMENTS[config.experiment]
+  return EXPERIMENTS[name]
 
 
 def _circumstances(config, dataset):

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import (
-  checks,
   metrics,
   model,
   networks,
@@ -27,7 +26,6 @@ from jaxclust import (
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, batches
-from jaxclust.errors import InputError
 from jaxclust.methods import METHODS
 from jaxclust.model import Model
 from jaxclust.report import console, page
@@ -48,48 +46,6 @@ class Represented(NamedTuple):
 def title(config: Any) -> str:
   """The stages and the clusterer of a config, as a name."""
   return '-'.join(filter(None, (*config.stages, config.clusterer)))
-
-
-def check(config: Any, dataset: Dataset) -> None:
-  """Checks all options, before anything compiles.
-
-  Raises:
-    InputError: if one cannot be used.
-  """
-  page.check_embedding(config.embedding)
-  num_features = check_stages(config, dataset)
-  if config.clusterer:
-    checks.check_choice('config.clusterer', config.clusterer, ALGORITHMS)
-    options = config[config.clusterer].to_dict()
-    clusterer = ALGORITHMS[config.clusterer]
-    clusterer.check(len(dataset.images), num_features, **options)
-    return
-  method = config.stages and model.method_of(
-    model.make_recipe(config, dataset.images.shape[1:])
-  )
-  if not method or method.assigner is None:
-    raise InputError(
-      f'config.clusterer is empty, and the stages {tuple(config.stages)} do '
-      f'not assign images: name one of {", ".join(ALGORITHMS)}'
-    )
-
-
-def check_stages(config: Any, dataset: Dataset) -> int:
-  """Checks images, network and training; returns D, the features of a point."""
-  for images in (dataset.images, dataset.test_images):
-    if images is not None:
-      model.check_images(images, bool(config.stages))
-  shape = dataset.images.shape[1:]
-  if not config.stages:
-    return int(np.prod(shape))
-  networks.check_options(**config.network)
-  network = networks.build(shape, **config.network)
-  for stage in config.stages:
-    checks.check_choice('each of config.stages', stage, METHODS)
-    options, own = model.stage_options(config, stage)
-    method = METHODS[stage](network, **own)
-    plans.check_options(len(dataset.images), method, options)
-  return method.code_size
 
 
 def run(

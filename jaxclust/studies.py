@@ -20,6 +20,7 @@ from jaxclust import (
   pipeline,
   runtime,
   selection,
+  validation,
   workdir,
 )
 from jaxclust.algorithms.assignment import Assignment
@@ -125,7 +126,7 @@ def write_predictions(
 
 def check_sweep(config: Any, dataset: Dataset) -> None:
   """Checks the options of a sweep."""
-  num_features = pipeline.check_stages(config, dataset)
+  num_features = validation.check_stages(config, dataset)
   options = config.sweep.to_dict()
   selection.check_options(len(dataset.images), num_features, **options)
 
