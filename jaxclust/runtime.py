@@ -44,7 +44,7 @@ def _keep_freed_memory():
 
 def _keep_programs():
   """Lets later runs load what this one compiles, unless the user has told JAX
-  where to keep programs. JAX removes those used least recently."""
+  where to keep programs."""
   if jax.config.jax_compilation_cache_dir:
     return
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -52,9 +52,25 @@ def _keep_programs():
   with contextlib.suppress(OSError, RuntimeError):
     path.mkdir(parents=True, exist_ok=True)
     if os.access(path, os.W_OK):
+      remove_oldest(path, _CACHE_BYTES)
       jax.config.update('jax_compilation_cache_dir', str(path))
-      jax.config.update('jax_compilation_cache_max_size', _CACHE_BYTES)
       jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def remove_oldest(folder: pathlib.Path, bound: int) -> None:
+  """Removes the files of a folder that were used least recently, until the rest
+  has at most `bound` bytes."""
+  used = []
+  for file in folder.iterdir():
+    with contextlib.suppress(FileNotFoundError):  # another process removes too
+      found = file.stat()
+      used.append((max(found.st_atime, found.st_mtime), found.st_size, file))
+  total = sum(size for _, size, _ in used)
+  for _, size, file in sorted(used):
+    if total <= bound:
+      return
+    file.unlink(missing_ok=True)
+    total -= size
 
 
 def _use_all_cores():
