@@ -1,12 +1,16 @@
 """Strict numerics for every test, two devices, and a compiler that does not run
 full and has no memory of earlier tests."""
 
+import contextlib
+import functools
 import gc
+import io
 import os
 import random
 
 import jax
 import pytest
+import small_runs
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -37,6 +41,20 @@ def _forget_what_was_compiled():
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """Makes a small run of a config, once for all tests; see `small_runs`."""
+
+  @functools.cache
+  def make(name):
+    path, out = tmp_path_factory.mktemp(name), io.StringIO()
+    with contextlib.redirect_stdout(out):
+      assert small_runs.run(name, path, *small_runs.SMALL[name]) == 0
+    return small_runs.Finished(path, out.getvalue())
+
+  return make
 
 
 @pytest.fixture(scope='module')

@@ -20,6 +20,7 @@ SMALL = {
     _EPOCHS,
     '--config.kmeans.num_restarts=2',
     '--config.network.name=mlp',
+    '--config.training.optimizer=sgd',
     '--config.network.features=(16, 5)',
   ],
   'gmm': [_EPOCHS, '--config.gmm.num_restarts=1'],

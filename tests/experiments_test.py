@@ -1,0 +1,312 @@
+"""Every config from end to end: the files of a run, and what they say."""
+
+import contextlib
+import io
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from small_runs import (
+  PIPELINES,
+  ROOT,
+  SMALL,
+  Finished,
+  draw_npz,
+  read,
+  run,
+)
+
+import jaxclust
+import launch
+from jaxclust import cli, data, pipeline, selection, workdir
+
+CLUSTERERS = {'kmeans': 'kmeans', 'ae_kmeans': 'kmeans', 'gmm': 'gmm'}
+SLOW = [
+  name if name == 'kmeans' else pytest.param(name, marks=pytest.mark.slow)
+  for name in PIPELINES
+]
+
+
+def test_every_config_is_run_here():
+  assert {p.stem for p in (ROOT / 'configs').glob('*.py')} == set(SMALL)
+
+
+def check_figures(path, name):
+  figures = {p.name for p in (path / 'figures').iterdir()}
+  expected = {'confusion.png', 'purity.png', 'sizes.png'}
+  networks = {'loss.png', 'reconstructions_worst.png'}
+  assert figures >= expected
+  assert networks & figures == (set() if name == 'kmeans' else networks)
+  assert ('convergence.png' in figures) == (name != 'dec')
+
+
+def check_log(path, name):
+  records = [
+    json.loads(line)
+    for line in (path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for stage in ('autoencoder', 'dec'):
+    epochs = [r['epoch'] for r in records if r['phase'] == stage]
+    has_stage = name == 'dec' or (stage == 'autoencoder' and name != 'kmeans')
+    assert epochs == ([1, 2] if has_stage else [])
+  if name == 'dec':
+    return
+  fit = read(path)['fit']
+  assert fit['stop_reason'] == 'converged'
+  restarts = [r['restarts'] for r in records if r['phase'] == CLUSTERERS[name]]
+  last = np.array(restarts[-1][-1])
+  score = 'log_likelihood' if name == 'gmm' else 'inertia'
+  best = last.max() if name == 'gmm' else last.min()
+  np.testing.assert_allclose(best, fit[score], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', SLOW)
+def test_a_config_runs_from_end_to_end(name, finished):
+  path, out = finished(name)
+  lines = out.splitlines()
+  assert lines[-1] == os.path.relpath(path)
+  assert any('ARI' in line for line in lines)
+  assert '\x1b' not in out
+  summary = read(path)
+  config = cli._load(f'{ROOT}/configs/{name}.py:digits')
+  assert summary['experiment'] == pipeline.title(config)
+  assert summary['dataset']['num_train'] == 1348
+  assert summary['dataset']['num_test'] == 449
+  for split in ('train', 'test'):
+    scores = summary[split]
+    assert 0 < scores['ari'] < 1
+    assert len(scores['cluster_purity']) == 10
+  assert 'data' in summary['seconds']
+  assert read(path, 'config.json')['data']['name'] == 'digits'
+  with np.load(path / 'assignments.npz') as arrays:
+    assert arrays['train_labels'].shape == (1348,)
+    assert arrays['test_labels'].dtype == np.int32
+    if name in ('gmm', 'dec'):
+      shares = arrays['test_responsibilities']
+      np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+      np.testing.assert_array_equal(
+        shares.argmax(axis=1), arrays['test_labels']
+      )
+  page = (path / 'report.html').read_text()
+  assert f'{summary["test"]["ari"]:.4f}' in page
+  assert f'configs/{name}.py:digits' in page
+  check_figures(path, name)
+  check_log(path, name)
+
+
+@pytest.mark.parametrize('name', SLOW)
+def test_a_loaded_run_finds_what_the_run_has_found_end_to_end(name, finished):
+  check_that_the_loaded_run_finds_the_same(finished(name).path)
+
+
+def check_that_the_loaded_run_finds_the_same(path):
+  """Bit for bit, and with no data but those given."""
+  own, digits = jaxclust.load(path), data.load('digits')
+  with np.load(path / 'assignments.npz') as arrays:
+    for split, images in (
+      ('train', digits.images),
+      ('test', digits.test_images),
+    ):
+      found = {'labels': own.predict(images)}
+      if f'{split}_responsibilities' in arrays:
+        found['responsibilities'] = own.responsibilities(images)
+      for what, array in found.items():
+        np.testing.assert_array_equal(
+          array, arrays[f'{split}_{what}'], strict=True
+        )
+
+
+@pytest.fixture(scope='module')
+def unlabelled(tmp_path_factory):
+  """A run of images without labels and without a test split."""
+  folder, out = tmp_path_factory.mktemp('unlabelled'), io.StringIO()
+  flags = [draw_npz(folder / 'mine.npz'), *SMALL['ae_kmeans']]
+  with contextlib.redirect_stdout(out):
+    assert run('ae_kmeans', folder / 'run', *flags) == 0
+  return Finished(folder / 'run', out.getvalue())
+
+
+def test_network_and_optimizer_are_chosen_by_values_alone(unlabelled):
+  own = jaxclust.load(unlabelled.path)
+  assert own.recipe['network'] == {'name': 'mlp', 'features': [16, 5]}
+  assert own.centers.shape == (10, 5)
+  training = read(unlabelled.path, 'config.json')['training']
+  assert training['optimizer'] == 'sgd'
+
+
+@pytest.mark.slow
+def test_idec_is_dec_with_weights(tmp_path):
+  flags = ['--config.dec.divergence=.1', '--config.dec.reconstruction=1.']
+  assert run('dec', tmp_path, *SMALL['dec'], *flags) == 0
+  options = jaxclust.load(tmp_path).recipe['method_options']
+  assert (options['divergence'], options['reconstruction']) == (0.1, 1.0)
+  (first, last) = workdir.read_log(tmp_path, phase='dec')
+  assert last['train_loss'] < first['train_loss']
+  check_that_the_loaded_run_finds_the_same(tmp_path)
+
+
+def test_configs_that_train_train_alike():
+  """What a sweep explains is the network of the pipelines."""
+  names = ('gmm', 'ae_kmeans', 'sweep')
+  for variant in ('fashion_mnist', 'digits'):
+    configs = [cli._load(f'configs/{name}.py:{variant}') for name in names]
+    first, *others = [(c.training.to_dict(), c.network) for c in configs]
+    assert all(other == first for other in others)
+
+
+@pytest.mark.slow
+def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
+  flags = [*SMALL['gmm'], '--config.seed=5']
+  assert run('gmm', tmp_path / 'all', '--config.num_seeds=2', *flags) == 0
+  out = capfd.readouterr().out
+  assert 'autoencoder-gmm, 2 seeds' in out
+  assert '±' in out
+  summary = read(tmp_path / 'all')
+  rows = summary['seeds']
+  assert [row['seed'] for row in rows] == [5, 6]
+  for row in rows:
+    path = tmp_path / str(row['seed'])
+    assert run('gmm', path, *flags, f'--config.seed={row["seed"]}') == 0
+    alone = read(path)
+    for key in ('train', 'test', 'fit', 'autoencoder'):
+      assert row[key] == alone[key]
+    assert 'seeds' not in alone
+  values = [row['test']['ari'] for row in rows]
+  assert summary['mean']['test']['ari'] == np.mean(values)
+  assert summary['std']['test']['ari'] == np.std(values)
+  assert summary['test'] == rows[0]['test']
+  purities = [sorted(row['train']['cluster_purity']) for row in rows]
+  np.testing.assert_allclose(
+    summary['mean']['train']['cluster_purity'], np.mean(purities, axis=0)
+  )
+  with (
+    np.load(tmp_path / 'all' / 'assignments.npz') as first,
+    np.load(tmp_path / '5' / 'assignments.npz') as alone,
+  ):
+    for key in alone:
+      np.testing.assert_array_equal(first[key], alone[key])
+
+
+@pytest.mark.slow
+def test_all_that_training_can_do_at_once(tmp_path):
+  flags = [
+    '--config.training.num_epochs=3',
+    '--config.training.schedule=cosine',
+    '--config.training.warmup_epochs=1',
+    '--config.training.clip_norm=1.0',
+    '--config.training.noise=0.2',
+    '--config.training.max_shift=1',
+    '--config.training.max_rotation=10',
+    '--config.training.patience=2',
+    '--config.training.dtype=bfloat16',
+    '--config.training.placement=host',
+    '--config.gmm.num_restarts=1',
+  ]
+  assert run('gmm', tmp_path, *flags) == 0
+  summary = read(tmp_path)
+  assert summary['train']['ari'] > 0.2
+  assert 1 <= summary['autoencoder']['epoch'] <= 3
+
+
+@pytest.mark.slow
+def test_a_code_is_standardized_on_request(tmp_path, finished):
+  flags = ['--config.standardize=True', *SMALL['ae_kmeans']]
+  assert run('ae_kmeans', tmp_path, *flags) == 0
+  # 1,348 points of 5 numbers, but for those that never vary.
+  inertia = read(tmp_path)['fit']['inertia']
+  assert 0.1 * 1348 * 5 < inertia < 1348 * 5
+  assert read(finished('ae_kmeans').path)['fit']['inertia'] != inertia
+  check_that_the_loaded_run_finds_the_same(tmp_path)
+
+
+def test_floats_for_a_network_are_from_0_to_1(tmp_path, capfd):
+  images = np.random.default_rng(0).normal(size=(60, 6, 7)).astype(np.float32)
+  flags = [draw_npz(tmp_path / 'mine.npz', images=images)]
+  assert run('ae_kmeans', tmp_path / 'run', *flags) == 2
+  assert 'takes floats from 0 to 1' in capfd.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_labels_and_a_test_split_are_not_needed(unlabelled):
+  assert 'silhouette' in unlabelled.out
+  assert 'stability' in unlabelled.out
+  summary = read(unlabelled.path)
+  assert not {'train', 'test'} & summary.keys()
+  assert -1 < summary['fit']['silhouette'] < 1
+  assert -0.5 < summary['fit']['stability'] <= 1
+  assert summary['dataset']['image_shape'] == [6, 7, 1]
+
+
+def test_a_score_that_one_seed_lacks_is_of_the_others(
+  tmp_path, capfd, monkeypatch
+):
+  found = iter([np.array([np.nan]), np.array([0.25])])
+  monkeypatch.setattr(selection, 'silhouette', lambda *_: next(found))
+  monkeypatch.setattr(pipeline.page, 'draw', lambda *_: [])
+  flags = [draw_npz(tmp_path / 'mine.npz'), '--config.kmeans.num_restarts=1']
+  assert run('kmeans', tmp_path / 'a', '--config.num_seeds=2', *flags) == 0
+  assert '1 of 2 seeds' in capfd.readouterr().out
+  summary = read(tmp_path / 'a')
+  assert 'silhouette' not in summary['seeds'][0]['fit']
+  assert summary['mean']['fit']['silhouette'] == 0.25
+  assert '1 of 2 seeds' in (tmp_path / 'a' / 'report.html').read_text()
+
+
+def test_warnings_are_shown_and_recorded(tmp_path, capfd):
+  flags = ['--config.kmeans.max_steps=1', *SMALL['kmeans']]
+  assert run('kmeans', tmp_path, *flags) == 0
+  assert 'warning: k-means did not converge' in capfd.readouterr().out
+  assert 'did not converge' in read(tmp_path)['warnings'][0]
+
+
+def test_own_data_name_the_directory_and_are_compared_with_no_other(
+  tmp_path, monkeypatch, capfd
+):
+  monkeypatch.chdir(tmp_path)
+  config = f'--config={ROOT}/configs/kmeans.py'
+  flags = [draw_npz(tmp_path / 'mine.npz', labels=np.arange(60) % 3)]
+  flags += SMALL['kmeans']
+  assert launch.main(['launch.py', config, *flags]) == 0
+  (path,) = (tmp_path / 'runs').iterdir()
+  assert path.name.startswith('kmeans-mine-')
+  published = '0.3476'
+  assert published in (ROOT / 'configs' / 'kmeans.py').read_text()
+  assert published not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_flagship_on_digits_reaches_its_mark(tmp_path):
+  assert run('gmm', tmp_path) == 0
+  assert read(tmp_path)['train']['ari'] >= 0.45
+
+
+@pytest.mark.slow
+def test_the_main_run_is_clean_under_debug_nans(tmp_path):
+  with jax.debug_nans(True):
+    assert run('gmm', tmp_path, *SMALL['gmm']) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  'JAXCLUST_RAW_DIR' not in os.environ,
+  reason='$JAXCLUST_RAW_DIR does not name the files of Fashion-MNIST',
+)
+def test_an_epoch_of_fashion_mnist_and_its_mixture(tmp_path):
+  status = launch.main(
+    [
+      'launch.py',
+      '--config=configs/gmm.py',
+      f'--workdir={tmp_path}/run',
+      f'--config.data.dir={tmp_path}/tfds',
+      '--config.training.num_epochs=1',
+      '--config.gmm.num_restarts=1',
+      '--config.gmm.max_steps=10',
+    ]
+  )
+  assert status == 0
+  summary = read(tmp_path / 'run')
+  assert summary['dataset']['num_train'] == 60_000
+  assert summary['train']['ari'] > 0.25
+  assert summary['test']['ari'] > 0.25
