@@ -1,0 +1,150 @@
+"""What clusters say of points: labels, confidence, outliers.
+
+Axes: N points, D features, K clusters.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxclust.algorithms import gmm, kmeans
+
+
+class Assignment(NamedTuple):
+  """What clusters find in each point, on the host."""
+
+  labels: np.ndarray  # [N] int32
+  # The largest responsibility of a mixture. k-means has no probabilities: it is
+  # 1 - a / b for the distances a and b from the nearest and the second nearest
+  # center, 1 at a center and 0 halfway between two.
+  confidence: np.ndarray  # [N] in [0, 1]
+  # The surprise -log p(x) of a mixture, else the distance.
+  outlier_score: np.ndarray  # [N] higher is stranger
+  distance: np.ndarray  # [N] to the center or mean of the cluster
+
+
+class Assigner(NamedTuple):
+  """How points get their clusters; `clusters` are centers or a mixture."""
+
+  predict: Callable  # (clusters, x [N, D]) -> labels [N]
+  assign: Callable  # (clusters, x [N, D]) -> Assignment
+  centers: Callable  # clusters -> [K, D]
+  probabilities: Callable | None = None  # (clusters, x [N, D]) -> [N, K]
+  sample: Callable | None = None  # (key, clusters, number) -> [number, D]
+
+
+def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
+  labels = np.asarray(kmeans.predict(centers, x, metric=metric))
+  distances = np.asarray(kmeans.transform(centers, x, metric=metric))
+  nearest = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+  if len(centers) == 1:
+    return Assignment(labels, np.ones_like(nearest), nearest, nearest)
+  second = np.partition(distances, 1, axis=1)[:, 1]
+  ratio = np.ones_like(nearest)  # between two centers that are equal
+  np.divide(distances.min(axis=1), second, out=ratio, where=second > 0)
+  return Assignment(labels, 1 - ratio, nearest, nearest)
+
+
+def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
+  labels = np.asarray(gmm.predict(params, x))
+  shares = np.asarray(gmm.responsibilities(params, x))
+  distances = np.asarray(kmeans.transform(params.means, x))
+  distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+  surprise = np.asarray(gmm.outlier_score(params, x))
+  return Assignment(labels, shares.max(axis=1), surprise, distance)
+
+
+def nearest_center(metric: str) -> Assigner:
+  """The assigner of k-means with a metric."""
+
+  def predict(centers, x):
+    return kmeans.predict(centers, x, metric=metric)
+
+  def assign(centers, x):
+    return _assign_to_centers(metric, centers, x)
+
+  return Assigner(predict, assign, lambda centers: centers)
+
+
+MIXTURE = Assigner(
+  predict=gmm.predict,
+  assign=_assign_to_mixture,
+  centers=lambda params: params.means,
+  probabilities=gmm.responsibilities,
+  sample=gmm.sample,
+)
+
+
+class Clusterer(NamedTuple):
+  """What an experiment has to know of an algorithm."""
+
+  start: Callable  # (key, x, **options) -> Solution
+  run: Callable  # (state, x, num_steps, **options) -> Solution, objectives
+  best: Callable  # Solution -> result
+  warn: Callable  # result -> None
+  check: Callable  # (N, D, **options of fit) raises an InputError
+  groups: str  # the option that holds K
+  score: str  # the field of a result that tells how well it fits
+  in_units: Callable  # (Solution, objectives) -> scores in the data's units
+  operations: Callable  # (N, D, K) -> of one step
+  clusters: Callable  # result -> what the assigner takes
+  like: Callable  # (D, options) -> shapes of the clusters
+  assigner: Callable  # options -> Assigner
+  criteria: Callable  # (clusters, x) -> scores beside that of the fit
+
+
+def _check_kmeans(num_points, num_features, *, max_steps, tol, **options):
+  kmeans.check_start(num_points, num_features, **options)
+  kmeans.check_steps(max_steps, tol)
+
+
+def _check_gmm(num_points, num_features, *, max_steps, tol, **options):
+  gmm.check_start(num_points, num_features, **options)
+  gmm.check_steps(max_steps, tol)
+
+
+def _shape(*shape):
+  return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def _like_gmm(num_features, options):
+  shape = options['num_components'], num_features
+  family = gmm.FAMILIES[options['covariance']]
+  scale_tril = _shape(*family.shape(*shape))
+  return gmm.GMMParams(_shape(shape[0]), _shape(*shape), scale_tril)
+
+
+ALGORITHMS = {
+  'kmeans': Clusterer(
+    start=kmeans.start,
+    run=kmeans.run,
+    best=kmeans.best,
+    warn=kmeans.warn,
+    check=_check_kmeans,
+    groups='num_clusters',
+    score='inertia',
+    in_units=lambda state, scores: scores * np.square(state.frame.scale),
+    operations=lambda n, d, k: 0.4 * n * d * k,  # bounds spare the rest
+    clusters=lambda result: result.centers,
+    like=lambda d, options: _shape(options['num_clusters'], d),
+    assigner=lambda options: nearest_center(options.get('metric', 'euclidean')),
+    criteria=lambda centers, x: {},
+  ),
+  'gmm': Clusterer(
+    start=gmm.start,
+    run=gmm.run,
+    best=gmm.best,
+    warn=gmm.warn,
+    check=_check_gmm,
+    groups='num_components',
+    score='log_likelihood',
+    in_units=lambda state, scores: gmm.in_units(state, -scores),
+    operations=lambda n, d, k: 4 * n * d * d * k,
+    clusters=lambda result: result.params,
+    like=_like_gmm,
+    assigner=lambda options: MIXTURE,
+    criteria=lambda params, x: {'bic': float(gmm.bic(params, x))},
+  ),
+}
