@@ -145,8 +145,13 @@ def check_largest(x: Any, largest: float, dtype: Any) -> None:
     )
 
 
-def check_weights(weight: Any, num_points: int) -> None:
-  """Checks weights `[N]`: finite, at least 0, and with a positive sum."""
+def check_weights(
+  weight: Any, num_points: int, *, may_be_zero: bool = False
+) -> None:
+  """Checks weights `[N]`: finite, at least 0, and with a positive sum.
+
+  With `may_be_zero`, all of them may be 0.
+  """
   if np.shape(weight) != (num_points,):
     raise InputError(
       f'sample_weight has shape {np.shape(weight)}: x has {num_points} rows, '
@@ -162,7 +167,7 @@ def check_weights(weight: Any, num_points: int) -> None:
       'that are: weights must be finite and at least 0'
     )
   total = values.sum(dtype=np.float64)
-  if not total > 0:
+  if not total > 0 and not may_be_zero:
     raise InputError(
       'sample_weight sums to 0: at least one weight must be above zero'
     )

@@ -50,7 +50,11 @@ def padded_groups(num_groups: int, rows: Rows) -> int:
 
 
 def place(
-  x: Any, sample_weight: Any = None, *, block_size: int | None = None
+  x: Any,
+  sample_weight: Any = None,
+  *,
+  block_size: int | None = None,
+  may_be_zero: bool = False,
 ) -> Rows:
   """Checks shapes and weights, and prepares passes over rows.
 
@@ -61,6 +65,7 @@ def place(
       zero, which spares recompilation for another N.
     sample_weight: `[N]` or None.
     block_size: rows of a block; chosen by size if None.
+    may_be_zero: whether all weights may be 0.
 
   Returns:
     The rows without a frame; `describe` finds one, and checks the values.
@@ -78,7 +83,7 @@ def place(
   dtype = float_dtype(x)
   weight = sample_weight
   if weight is not None:
-    weight = weights_of(weight, x.shape[0], dtype)
+    weight = weights_of(weight, x.shape[0], dtype, may_be_zero=may_be_zero)
   if checks.is_traced(x, weight):
     if weight is None:  # XLA would fold a constant, slowly
       weight = lax.optimization_barrier(jnp.ones(x.shape[0], dtype))
@@ -244,12 +249,14 @@ def weighted_sum(sample_weight: Any, values: jax.Array) -> jax.Array:
   return dot(weights_of(sample_weight, len(values), values.dtype), values)
 
 
-def weights_of(sample_weight: Any, num_points: int, dtype: Any) -> Any:
-  """The caller's weights as a checked array `[N]`."""
+def weights_of(
+  sample_weight: Any, num_points: int, dtype: Any, **options: Any
+) -> Any:
+  """The caller's weights as a checked array `[N]`; options of the check."""
   if not checks.is_traced(sample_weight):
     sample_weight = np.asarray(sample_weight)
   sample_weight = sample_weight.astype(dtype)
-  checks.check_weights(sample_weight, num_points)
+  checks.check_weights(sample_weight, num_points, **options)
   return sample_weight
 
 

@@ -192,7 +192,7 @@ def best(state: Solution) -> GMMResult:
     num_repaired=num_repaired,
     log_likelihoods=likelihoods,
   )
-  return jax.tree.map(jnp.asarray, result)
+  return jax.device_put(result)
 
 
 def in_units(state: Solution, log_likelihoods: jax.Array) -> jax.Array:
@@ -211,6 +211,7 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
   """
   if checks.is_traced(result):
     return
+  result = jax.tree.map(np.asarray, result)
   num_components, num_features = result.params.means.shape
   messages = []
   family = family_of(result.params)
@@ -237,7 +238,7 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
       f'{empty} of {num_components} components have lost all their points: '
       'use fewer'
     )
-  occupied = np.asarray(result.params.means)[np.asarray(result.counts) > 0]
+  occupied = result.params.means[result.counts > 0]
   distinct = len(np.unique(occupied, axis=0))
   if distinct < len(occupied):
     messages.append(

@@ -212,7 +212,7 @@ def best(state: Solution) -> KMeansResult:
     stop_reason=state.stop_reason[index],
     inertias=state.objective * scale,
   )
-  return jax.tree.map(jnp.asarray, result)
+  return jax.device_put(result)
 
 
 def centers_of_runs(state: Solution) -> jax.Array:

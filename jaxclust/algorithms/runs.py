@@ -120,7 +120,7 @@ def update(
   Args:
     state: R runs, from `start` or `update`.
     x: `[B, D]` a mini-batch, in the units of the others.
-    sample_weight: `[B]` or None.
+    sample_weight: `[B]` or None; all may be 0, which changes no likelihood.
     decay: weight of the points before this batch; 1 forgets nothing.
     reg: as for `gmm.fit`.
     block_size: as for `fit`.
@@ -135,13 +135,13 @@ def update(
     InputError: if shapes do not fit or decay is not from 0 to 1.
   """
   checks.check_number('decay', decay, high=1)
-  rows = _further(state, x, sample_weight, block_size)
+  rows = _further(state, x, sample_weight, block_size, may_be_zero=True)
   algorithm = _plain_for(state.params, rows)
   return solver.partial_fit(algorithm, state, rows, decay, reg)
 
 
-def _further(state, x, sample_weight, block_size):
+def _further(state, x, sample_weight, block_size, **options):
   """Rows of further points, in the frame of a state."""
   checks.check_features(x, state.params.num_features)
-  rows = place(x, sample_weight, block_size=block_size)
+  rows = place(x, sample_weight, block_size=block_size, **options)
   return dataclasses.replace(rows, frame=state.frame)
