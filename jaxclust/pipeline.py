@@ -132,7 +132,8 @@ def represent(
     own = jax.tree.map(lambda a: a[run], params)  # noqa: B023, used at once
     told = dict(zip(config.stages, (r[run] for r in records), strict=True))
     with timed(seconds, 'encode'):
-      yield _encode(config, plan.method, own, splits, told)
+      represented = _encode(config, plan.method, own, splits, told)
+    yield represented
 
 
 def _encode(config, method, params, splits, records):
