@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxclust.frames import as_float
 from jaxclust.methods import Method
@@ -87,5 +88,12 @@ def as_pixels(images: jax.Array) -> jax.Array:
 
 
 def as_points(images: jax.Array) -> jax.Array:
-  """Pixels `[N, H W C]` of images `[N, H, W, C]`."""
-  return as_pixels(images).reshape(images.shape[0], -1)
+  """Pixels `[N, H W C]` of images `[N, H, W, C]`.
+
+  Points of bytes are those of the same images as floats, to the last bit.
+  """
+  points = as_float(images).reshape(images.shape[0], -1)
+  if images.dtype != jnp.uint8:
+    return points
+  # XLA would multiply by the reciprocal of a constant.
+  return points / lax.optimization_barrier(jnp.full_like(points, 255))

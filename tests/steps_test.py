@@ -1,0 +1,370 @@
+"""Steps of training against a plain network and Optax."""
+
+import functools
+import re
+
+import chex
+import flax.linen as nn
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_networks import METHOD, NETWORK, draw_images, run_of
+
+from jaxclust import encoding, networks, plans, steps
+from jaxclust.data import batches
+from jaxclust.data.augment import Augmentation, Motion, augment
+from jaxclust.defaults import TRAINING
+from jaxclust.methods import METHODS, Batch
+
+pytestmark = pytest.mark.usefixtures('light_compiler')
+
+KEY = jax.random.key(1)  # of a network that sees something in every image
+IMAGES = jnp.asarray(draw_images(40))
+PIXELS = encoding.as_pixels(IMAGES)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def init(keys=KEY[None], optimizer='adam'):
+  params = jax.vmap(METHOD.init, (0, None))(keys, None)
+  opt_state = jax.vmap(steps.optimizer_of(optimizer).init)(params)
+  zeros = jnp.zeros(len(keys))
+  return steps.TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
+
+
+def rows_of(num_steps, num_images=40, *, batch_size=8, keys=KEY[None]):
+  """Rows of batches `[R, S, B]`, epoch after epoch."""
+  every = jnp.arange(num_images, dtype=jnp.int32)
+  epochs = range(-(-num_steps * batch_size // num_images))
+  orders = [batches.draw_order(keys, e, every, batch_size) for e in epochs]
+  return jnp.concatenate(orders, axis=1)[:, :num_steps]
+
+
+def train(
+  rows,
+  images=IMAGES,
+  *,
+  state=None,
+  keys=KEY[None],
+  rate=1e-3,
+  method=METHOD,
+  optimizer='adam',
+  **options,
+):
+  """Makes a step with each batch of rows, from a state or from the first."""
+  state = init(keys, optimizer) if state is None else state
+  return steps.train_steps(
+    jax.tree.map(jnp.copy, state),  # a call gives up its buffers
+    images,
+    keys,
+    rows,
+    np.broadcast_to(np.float32(rate), rows.shape[1]),
+    method=method,
+    optimizer=optimizer,
+    **options,
+  )
+
+
+def loss_of(params, images):
+  return float(encoding.errors(METHOD, run_of(params), images, 64).sum())
+
+
+class PlainAutoencoder(nn.Module):
+  """The same network of Flax's own layers."""
+
+  @nn.compact
+  def __call__(self, x):
+    conv = functools.partial(nn.Conv, kernel_size=(3, 3))
+    for channels in (4, 2):
+      x = nn.relu(conv(channels)(x))
+      x = nn.max_pool(x, (2, 2), (2, 2), 'SAME')
+    x = nn.relu(conv(2)(x))
+    for channels in (4, 1):
+      x = x.repeat(2, axis=1).repeat(2, axis=2)
+      x = nn.relu(conv(channels)(x))
+    return x
+
+
+def plain_params(params):
+  layers = params['params']
+  names = [f'encoder_{i}' for i in range(2)] + [
+    f'decoder_{i}' for i in range(3)
+  ]
+  return {'params': {f'Conv_{i}': layers[n] for i, n in enumerate(names)}}
+
+
+def plain_loss(params, batch):
+  return jnp.square(PlainAutoencoder().apply(params, batch) - batch).mean()
+
+
+def gradient(params, pixels=PIXELS, method=METHOD):
+  batch = Batch(pixels, pixels, ())
+  return steps._gradient(method, params, batch, jnp.ones(len(pixels)))
+
+
+def test_the_network_of_these_tests_learns_from_every_image():
+  """Where nothing is positive nothing is learned, and all else would pass."""
+  out = NETWORK.apply(run_of(init().params), PIXELS)
+  assert (out > 0).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(
+  ('name', 'optimizer', 'batch_size'),
+  [
+    ('adam', optax.adam(1e-2), 8),
+    ('adam', optax.adam(1e-2), 1),
+    ('sgd', optax.sgd(1e-2, momentum=0.9), 8),
+  ],
+)
+def test_steps_are_those_of_a_plain_network_and_optax(
+  name, optimizer, batch_size
+):
+  params = plain_params(run_of(init().params))
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, opt_state, batch):
+    with jax.numpy_dtype_promotion('standard'):
+      value, grads = jax.value_and_grad(plain_loss)(params, batch)
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return optax.apply_updates(params, updates), opt_state, value
+
+  rows, losses = rows_of(5, batch_size=batch_size), []
+  for row in rows[0]:
+    params, opt_state, value = step(params, opt_state, PIXELS[row])
+    losses.append(float(value))
+  state = train(rows, rate=1e-2, optimizer=name)
+  np.testing.assert_allclose(
+    state.loss_sum[0], batch_size * np.sum(losses), rtol=1e-4
+  )
+  chex.assert_trees_all_close(
+    plain_params(run_of(state.params)), params, rtol=1e-3, atol=1e-4
+  )
+
+
+def test_sgd_is_momentum_by_hand():
+  optimizer = steps.optimizer_of('sgd')
+  state, found = optimizer.init(jnp.zeros(2)), []
+  for grad in ([1.0, 0.0], [2.0, 1.0], [-1.0, 0.0]):
+    with jax.numpy_dtype_promotion('standard'):
+      direction, state = optimizer.update(jnp.array(grad), state)
+    found.append(direction)
+  # Each direction is the gradient and .9 of the direction before.
+  np.testing.assert_allclose(found, [[1, 0], [2.9, 1], [1.61, 0.9]], rtol=1e-6)
+
+
+def test_gradients_are_those_of_a_plain_network():
+  params = run_of(init().params)
+  with jax.numpy_dtype_promotion('standard'):
+    expected = jax.jit(jax.grad(plain_loss))(plain_params(params), PIXELS)
+  _, found = jax.jit(gradient)(params)
+  found = jax.tree.map(lambda g: g / len(PIXELS), found)
+  found, expected = (
+    jax.flatten_util.ravel_pytree(tree)[0]
+    for tree in (plain_params(found), expected)
+  )
+  gap = jnp.linalg.norm(found - expected)
+  assert gap < 1e-5 * jnp.linalg.norm(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('whole_compiler')
+def test_training_lowers_the_loss():
+  images = jnp.asarray(draw_images(256))
+  rows = rows_of(160, 256, batch_size=32)
+  state = train(rows, images, rate=1e-2)
+  first = train(rows[:, :8], images, rate=0.0)
+  last = train(
+    rows[:, :8], images, rate=0.0, state=init()._replace(params=state.params)
+  )
+  assert last.loss_sum[0] < 0.7 * first.loss_sum[0]
+  np.testing.assert_allclose(
+    loss_of(state.params, images), last.loss_sum[0], rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize('num_images', [1, 11])
+def test_a_batch_that_is_not_full_is_a_smaller_batch(num_images):
+  rows = rows_of(2, num_images)
+  padded, state = train(rows), init()
+  for step in range(2):
+    row = rows[:, step : step + 1]
+    state = train(row[:, :, : int((row >= 0).sum())], state=state)
+  chex.assert_tree_all_finite(padded)
+  chex.assert_trees_all_close(padded.params, state.params, atol=1e-6)
+  np.testing.assert_allclose(padded.loss_sum, state.loss_sum, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('batch_size', [8, 15])
+@pytest.mark.parametrize(
+  'drawn', [Augmentation(), Augmentation(0.3, Motion(2.0, 10.0))]
+)
+def test_devices_that_share_batches_make_the_same_steps(drawn, batch_size):
+  """Fifteen images are eight for one device and seven for the other."""
+  assert jax.device_count() == 2
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  keys = jax.random.split(KEY, 2)
+  rows = rows_of(12, batch_size=batch_size, keys=keys)
+  alone = train(rows, keys=keys, augmentation=drawn)
+  state, images = steps.replicate(mesh, (init(keys), IMAGES))
+  shared = train(
+    rows, images, mesh=mesh, state=state, keys=keys, augmentation=drawn
+  )
+  np.testing.assert_allclose(shared.loss_sum, alone.loss_sum, rtol=1e-5)
+  chex.assert_trees_all_close(shared.params, alone.params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('features', 'batch_size', 'count'),
+  [((16, 8, 8), 256, 2), ((16, 8, 8), 32, 1), ((2, 2, 2), 256, 1)],
+)
+def test_a_small_batch_stays_on_one_device(features, batch_size, count):
+  network = networks.build((28, 28, 1), features=features)
+  mesh = steps.make_mesh(network.count_operations(), batch_size)
+  assert mesh.size == count
+
+
+@pytest.mark.parametrize('num_images', [1, 31, 32, 33, 70])
+def test_parts_of_a_batch_are_the_batch(num_images):
+  pixels = encoding.as_pixels(draw_images(num_images))
+  losses = functools.partial(METHOD.loss, run_of(init().params))
+  batch = Batch(pixels, pixels, ())
+  np.testing.assert_allclose(
+    steps._in_parts(losses, batch), losses(batch), rtol=1e-5
+  )
+
+
+@pytest.mark.slow
+def test_at_once_is_one_after_another():
+  """What accelerators do, compared here with what CPUs do."""
+  params = init(jax.random.split(KEY, 3)).params
+  chex.assert_trees_all_close(
+    jax.jit(jax.vmap(gradient))(params),
+    jax.jit(functools.partial(steps._side_by_side, gradient))(params),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('whole_compiler')
+def test_bfloat16_ends_where_float32_does():
+  images = jnp.asarray(draw_images(512))
+  rows, losses = rows_of(320, 512, batch_size=32), []
+  for dtype in plans.DTYPES.values():
+    method = METHODS['autoencoder'](NETWORK.clone(dtype=dtype))
+    state = train(rows, images, rate=3e-3, method=method)
+    chex.assert_tree_all_finite(state)
+    chex.assert_type(jax.tree.leaves(state.params), jnp.float32)
+    assert state.loss_sum.dtype == jnp.float32
+    losses.append(loss_of(state.params, images))
+  full, half = losses
+  assert half != full
+  np.testing.assert_allclose(half, full, rtol=0.02)
+
+
+def test_bfloat16_maps_are_half_as_large():
+  method = METHODS['autoencoder'](NETWORK.clone(dtype=jnp.bfloat16))
+  jaxpr = jax.make_jaxpr(functools.partial(gradient, method=method))(
+    run_of(init().params)
+  )
+  convolutions = re.findall(r'(\w+)\[[\d,]*\] = conv_general', str(jaxpr))
+  assert len(convolutions) > 10
+  assert set(convolutions) == {'bf16'}
+
+
+def test_learning_rates_by_hand():
+  options = TRAINING | {'num_epochs': 2, 'learning_rate': 2.0}
+
+  def rates(**own):
+    return steps.learning_rates(4, options | own)
+
+  np.testing.assert_array_equal(rates(), np.full(8, 2.0))
+  cosine = rates(schedule='cosine')
+  expected = 1 + np.cos(np.pi * np.arange(8) / 8)
+  np.testing.assert_allclose(cosine, expected, rtol=1e-5)
+  warm = rates(schedule='cosine', warmup_epochs=1.0)
+  expected = [0, 0.5, 1, 1.5, *(1 + np.cos(np.pi * np.arange(4) / 4))]
+  np.testing.assert_allclose(warm, expected, rtol=1e-5)
+  warm = rates(warmup_epochs=0.5)
+  np.testing.assert_allclose(warm, [0, 1, 2, 2, 2, 2, 2, 2], rtol=1e-6)
+  np.testing.assert_allclose(rates(warmup_epochs=2.0), np.arange(8) / 4)
+
+
+def test_a_step_takes_its_learning_rate():
+  rows = rows_of(5)
+  alone = train(rows[:, :1], rate=1e-2).params
+  found = train(rows, rate=[1e-2, 0, 0, 0, 0]).params
+  chex.assert_trees_all_close(found, alone, atol=1e-7)
+
+
+def test_a_long_gradient_is_shortened():
+  """The trace of a momentum is, after a step, the gradient."""
+  lengths = []
+  for clip_norm in (0.0, 1e3, 1e-3):
+    state = train(rows_of(1), optimizer='sgd', clip_norm=clip_norm)
+    lengths.append(float(optax.tree.norm(state.opt_state[1].trace)))
+  free, loose, tight = lengths
+  assert loose == free > 1e-3
+  np.testing.assert_allclose(tight, 1e-3, rtol=1e-4)
+
+
+def test_denoising_is_judged_by_the_clean_image():
+  rows, noise = rows_of(1), Augmentation(noise=0.3)
+  state = train(rows, augmentation=noise)
+  pixels = PIXELS[rows[0, 0]]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.fold_in(KEY, 0), jnp.arange(8)
+  )
+  noisy, clean = augment(keys, pixels, noise)
+  np.testing.assert_array_equal(clean, pixels)
+  errors = jnp.square(NETWORK.apply(run_of(init().params), noisy) - pixels)
+  np.testing.assert_allclose(
+    state.loss_sum[0], errors.mean(axis=(1, 2, 3)).sum(), rtol=1e-5
+  )
+  assert state.loss_sum[0] != train(rows).loss_sum[0]
+
+
+def test_black_images_train_without_nan():
+  state = train(rows_of(5), jnp.zeros_like(IMAGES))
+  chex.assert_tree_all_finite(state)
+
+
+def test_bytes_are_the_same_images_as_floats():
+  rows = rows_of(5)
+  chex.assert_trees_all_close(
+    train(rows).params, train(rows, PIXELS).params, atol=1e-6
+  )
+
+
+def test_a_call_gives_up_the_buffers_of_its_state():
+  state = init()
+  rates = np.full(5, 1e-3, np.float32)
+  steps.train_steps(state, IMAGES, KEY[None], rows_of(5), rates, method=METHOD)
+  kernel = state.params['params']['encoder_0']['kernel']
+  assert kernel.is_deleted()
+  assert not IMAGES.is_deleted()
+
+
+def test_an_epoch_is_one_loop_whose_length_is_known():
+  """On accelerators the host then has no part in it."""
+  lowered = steps.train_steps.trace(
+    init(), IMAGES, KEY[None], rows_of(5), jnp.ones(5), method=METHOD
+  ).lower(lowering_platforms=('cuda',))
+  text = lowered.as_text()
+  assert text.count('stablehlo.while') == 1
+  assert re.search(r'constant dense<5> : tensor<i32>', text)
+
+
+def test_other_rates_norms_and_noise_compile_nothing():
+  def make(scale):
+    drawn = Augmentation(0.1 * scale, Motion(scale, scale))
+    train(rows_of(5), rate=1e-3 * scale, clip_norm=scale, augmentation=drawn)
+
+  make(1.0)
+  before = steps.train_steps._cache_size()
+  make(2.0)
+  assert steps.train_steps._cache_size() == before
