@@ -1,0 +1,166 @@
+"""Predictions: the clusters that a finished run finds in other images."""
+
+import csv
+import re
+import shutil
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import (
+  PIPELINES,
+  SMALL,
+  draw_folder,
+  draw_npz,
+  read,
+  run,
+  table,
+)
+
+import jaxclust
+from jaxclust import data, studies
+from jaxclust.algorithms.assignment import Assignment
+
+SLOW = [
+  name if name == 'kmeans' else pytest.param(name, marks=pytest.mark.slow)
+  for name in PIPELINES
+]
+
+
+@pytest.mark.parametrize('name', SLOW)
+def test_a_finished_run_predicts(name, finished, tmp_path, capfd):
+  path = finished(name).path
+  flags = [f'--config.run={path}', *SMALL['predict']]
+  assert run('predict', tmp_path, *flags) == 0
+  assert 'ARI' in capfd.readouterr().out
+  old, new = read(path), read(tmp_path)
+  for split in ('train', 'test'):
+    assert new[split] == old[split]
+  assert new['run'] == str(path)
+  rows = table(tmp_path)
+  assert [row['file'] for row in rows[1347:1350]] == [
+    *('train/1347', 'test/0', 'test/1')
+  ]
+  found = [int(row['cluster']) for row in rows]
+  with np.load(path / 'assignments.npz') as arrays:
+    labels = [arrays['train_labels'], arrays['test_labels']]
+    np.testing.assert_array_equal(found, np.concatenate(labels))
+  assert all(0 <= float(row['confidence']) <= 1 for row in rows)
+  assert all(float(row['distance']) >= 0 for row in rows)
+  assert (tmp_path / 'figures' / 'gallery.png').stat().st_size > 5000
+  page = (tmp_path / 'report.html').read_text()
+  assert f'by the run {path}.' in page
+  assert 'typical members of cluster 9' in page
+  program = (tmp_path / 'model.jaxexport').read_bytes()
+  images = data.load('digits').test_images[:9]
+  np.testing.assert_array_equal(
+    jax.export.deserialize(bytearray(program)).call(images), labels[1][:9]
+  )
+
+
+def test_cosine_k_means_predicts_by_the_cosine(tmp_path):
+  name = draw_npz(tmp_path / 'mine.npz')
+  flags = [name, '--config.kmeans.metric=cosine', *SMALL['kmeans']]
+  assert run('kmeans', tmp_path / 'run', *flags) == 0
+  flags = [name, f'--config.run={tmp_path}/run']
+  assert run('predict', tmp_path / 'found', *flags) == 0
+  with np.load(tmp_path / 'mine.npz') as arrays:
+    x = arrays['images'].reshape(60, -1) / 255
+  centers = np.asarray(jaxclust.load(tmp_path / 'run').centers, float)
+  norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(centers, axis=1)
+  away = 1 - x @ centers.T / norms
+  first, second = np.sort(away, axis=1)[:, :2].T
+  rows = table(tmp_path / 'found')
+  columns = {
+    key: np.array([float(row[key]) for row in rows])
+    for key in ('cluster', 'confidence', 'outlier_score', 'distance')
+  }
+  np.testing.assert_array_equal(columns['cluster'], away.argmin(axis=1))
+  np.testing.assert_allclose(columns['distance'], first, atol=1e-5)
+  np.testing.assert_array_equal(columns['outlier_score'], columns['distance'])
+  expected = 1 - first / second
+  np.testing.assert_allclose(columns['confidence'], expected, atol=1e-4)
+  with np.load(tmp_path / 'run' / 'assignments.npz') as arrays:
+    np.testing.assert_array_equal(columns['cluster'], arrays['train_labels'])
+
+
+def test_a_folder_of_colours_and_sizes_is_clustered_and_predicted(
+  tmp_path, capfd
+):
+  colors, sizes = ('red', 'green', 'blue'), ((6, 5), (9, 9), (4, 7))
+  folder = draw_folder(tmp_path / 'old', colors, sizes)
+  flags = ['--config.kmeans.num_clusters=3', '--config.kmeans.num_restarts=4']
+  flags += [f'--config.data.name={folder}']
+  assert run('kmeans', tmp_path / 'run', *flags) == 2
+  message = capfd.readouterr().err
+  size = re.search(r'(--config.data.size=\(\d, \d\))\n', message)[1]
+  assert run('kmeans', tmp_path / 'run', *flags, size) == 0
+  assert read(tmp_path / 'run')['train']['ari'] == 1
+  shutil.rmtree(folder)  # the data are not needed any more
+  folder = draw_folder(tmp_path / 'new', ('blue', 'grey', 'red'), ((12, 8),))
+  flags = [f'--config.run={tmp_path}/run', f'--config.data.name={folder}']
+  assert run('predict', tmp_path / 'found', *flags) == 0
+  rows = table(tmp_path / 'found')
+  assert [row['file'] for row in rows[7:9]] == ['blue/7.png', 'grey/0.png']
+  clusters = [row['cluster'] for row in rows]
+  assert len(set(clusters[:8])) == len(set(clusters[16:])) == 1
+  assert clusters[0] != clusters[16]
+  strange = np.array([float(row['outlier_score']) for row in rows])
+  assert strange[8:16].min() > np.delete(strange, range(8, 16)).max()
+  scores = read(tmp_path / 'found')['images']
+  assert 0.5 < scores['purity'] < 1
+  assert 'train' not in read(tmp_path / 'found')
+
+
+def test_a_flat_folder_of_grey_needs_a_run_of_its_channels(
+  finished, tmp_path, capfd
+):
+  folder = draw_folder(tmp_path / 'a', ('red',), ((8, 8),)) / 'red'
+  flags = [f'--config.run={finished("kmeans").path}']
+  flags += [f'--config.data.name={folder}']
+  assert run('predict', tmp_path / 'found', *flags) == 2
+  message = capfd.readouterr().err
+  assert 'images have 3 channels, and 1 are needed: convert them' in message
+  assert run('predict', tmp_path / 'found', *flags, '--config.data.size=5') == 2
+  message = capfd.readouterr().err
+  assert 'takes images of (8, 8): leave it out' in message
+  assert not (tmp_path / 'found').exists()
+  for file in folder.iterdir():
+    Image.open(file).convert('L').convert('RGB').save(file)
+  assert run('predict', tmp_path / 'found', *flags) == 0
+  assert 'predictions.csv has the cluster' in capfd.readouterr().out
+  assert not {'images', 'train'} & read(tmp_path / 'found').keys()
+  assert len(table(tmp_path / 'found')) == 8
+
+
+def test_the_table_keeps_any_name_of_a_file(tmp_path):
+  files = ['a,b.png', 'say "x".png', 'two\nlines.png', 'caf\udce9.png']
+  values = np.arange(4, dtype=np.float32) / 3
+  found = Assignment(np.arange(4, dtype=np.int32), values, -values, 2 * values)
+  studies.write_predictions(tmp_path, {'images': found}, files)
+  text = (tmp_path / 'predictions.csv').read_bytes()
+  lines = text.decode(errors='surrogateescape').splitlines(keepends=True)
+  header, *rows = csv.reader(lines)
+  assert ' '.join(header) == 'file cluster confidence outlier_score distance'
+  assert [row[0] for row in rows] == files
+  found = np.array([row[1:] for row in rows], np.float32)
+  columns = np.stack([np.arange(4), values, -values, 2 * values], axis=1)
+  np.testing.assert_array_equal(found, columns)
+
+
+def test_images_without_files_are_numbered_in_their_split(tmp_path):
+  part = Assignment(*np.zeros((4, 2), np.float32))
+  studies.write_predictions(tmp_path, {'train': part, 'test': part}, ())
+  names = [row['file'] for row in table(tmp_path)]
+  assert names == ['train/0', 'train/1', 'test/0', 'test/1']
+
+
+def test_the_typical_members_of_a_cluster_are_its_least_strange():
+  labels = np.array([1, 0, 1, 1, 0])
+  scores = np.array([3.0, 1.0, -2.0, 3.0, 0.5])
+  found = Assignment(labels, None, scores, None)
+  rows, titles = studies.typical(found, 3, 2)
+  assert [row.tolist() for row in rows] == [[4, 1], [2, 0], []]
+  assert titles == ['0 (2)', '1 (3)', '2 (0)']

@@ -1,0 +1,119 @@
+"""What a process sets up: memory, devices, the cache of programs."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from small_runs import ROOT, SMALL
+
+from jaxclust import runtime
+
+ALLOCATE = """
+import ctypes
+from jaxclust import runtime
+
+class Info(ctypes.Structure):  # as mallinfo(3) has it
+  _fields_ = [(name, ctypes.c_size_t) for name in (
+    'arena', 'ordblks', 'smblks', 'hblks', 'mapped', 'usmblks', 'fsmblks',
+    'used', 'free', 'keepcost')]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+before = libc.mallinfo2()
+runtime._keep_freed_memory()
+large = libc.malloc(ctypes.c_size_t(2**27))
+assert libc.mallinfo2().mapped == before.mapped, 'a map of its own'
+libc.free(ctypes.c_void_p(large))
+assert libc.mallinfo2().free >= 2**27, 'given back'
+"""
+
+
+@pytest.mark.skipif(
+  not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='only glibc tells'
+)
+def test_large_buffers_stay_with_the_process_once_freed():
+  subprocess.run([sys.executable, '-c', ALLOCATE], check=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_a_second_run_loads_what_the_first_has_compiled(tmp_path):
+  arrays, programs = [], []
+  for name in ('first', 'second'):
+    command = [sys.executable, 'launch.py', '--config=configs/gmm.py:digits']
+    command += [f'--workdir={tmp_path / name}', *SMALL['gmm']]
+    environment = os.environ | {
+      'XDG_CACHE_HOME': str(tmp_path),
+      'JAX_COMPILATION_CACHE_DIR': '',
+      'JAX_ENABLE_COMPILATION_CACHE': '1',
+    }
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    arrays.append((tmp_path / name / 'assignments.npz').read_bytes())
+    entries = (tmp_path / 'jaxclust').glob('*-cache')
+    programs.append({path.name for path in entries})
+  assert len(programs[0]) > 20  # and so the small ones too
+  assert programs[0] == programs[1]
+  assert arrays[0] == arrays[1]
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+  """The options of a JAX that keeps no programs; the old ones come back."""
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_compilation_cache_max_size',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_the_cache_of_programs_is_bounded(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  runtime._keep_programs()
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'jaxclust')
+  assert jax.config.jax_compilation_cache_max_size == 2**31
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_a_cache_that_the_user_has_chosen_is_left_alone(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'own'))
+  size = jax.config.jax_compilation_cache_max_size
+  runtime._keep_programs()
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'own')
+  assert jax.config.jax_compilation_cache_max_size == size
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_a_place_that_cannot_be_written_keeps_no_programs(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  runtime._keep_programs()
+  assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_who_has_told_xla_the_number_of_devices_is_heard():
+  code = (
+    'import jax; from jaxclust import runtime\n'
+    'runtime._use_all_cores(); print(jax.device_count())'
+  )
+  flags = '--xla_force_host_platform_device_count=3'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': flags},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == '3\n'

@@ -1,0 +1,56 @@
+"""Sweeps and benchmarks from end to end."""
+
+import pytest
+from small_runs import SMALL, read, run
+
+from jaxclust import benchmark, workdir
+
+
+@pytest.mark.slow
+def test_a_sweep_tells_what_each_criterion_chooses(finished):
+  path, out = finished('sweep')
+  assert '* the choice of the criterion' in out
+  summary = read(path)
+  assert [r['num_clusters'] for r in summary['sweep']] == [1, 3, 2]
+  alone, *others = summary['sweep']
+  assert alone['silhouette'] is None
+  assert alone['stability'] is None
+  for record in others:
+    assert 0 < record['silhouette'] < 1
+    assert -0.5 < record['stability'] <= 1
+    assert record['bic'] > record['aic']
+    assert record['inertia'] < alone['inertia']
+  assert set(summary['choices'].values()) <= {1, 2, 3}
+  assert (path / 'figures' / 'sweep.png').stat().st_size > 10_000
+  records = workdir.read_log(path, phase='sweep')
+  assert [r['num_clusters'] for r in records] == [1, 3, 2]
+
+
+@pytest.mark.slow
+def test_a_benchmark_writes_what_it_measured(finished):
+  path, out = finished('benchmark')
+  assert 'scikit-learn' in out
+  results = read(path, 'benchmark.json')
+  assert results['versions'] == read(path)['versions']
+  assert results['limits']['operations_per_second'] > 1e6
+  *rows, epoch = results['rows']
+  assert len(rows) == 4
+  assert 'scikit-learn' not in epoch['ratio']
+  assert all('scikit-learn' in row['ratio'] for row in rows)
+  assert results['peers']['sklearn'] == results['versions']['scikit-learn']
+  for row in results['rows']:
+    assert row['objective']['jaxclust'] != 0
+    for ratio in row['ratio'].values():
+      assert 0 < ratio['least'] <= ratio['largest']
+    assert all(len(seconds) == 2 for seconds in row['seconds'].values())
+  assert (path / 'figures' / 'benchmark.png').stat().st_size > 10_000
+
+
+def test_a_benchmark_of_different_results_ends(tmp_path, capfd, monkeypatch):
+  def measure(*args, **options):
+    raise benchmark.MismatchError('the row: the peer ended elsewhere')
+
+  monkeypatch.setattr(benchmark, 'measure', measure)
+  assert run('benchmark', tmp_path, *SMALL['benchmark']) == 3
+  error = capfd.readouterr().err
+  assert error == 'error: the row: the peer ended elsewhere\n'
