@@ -46,42 +46,43 @@ _DISK_ERRORS = {
 class Experiment(NamedTuple):
   """What runs from the data to the summary."""
 
-  check: Callable  # (config, dataset): of all options, before any compiling
-  run: Callable  # (config, dataset, path, seconds) -> its part of the summary,
-  # and the sections of the page
   show: Callable  # (config, summary): the last thing that a person sees
   needs: str  # what only configs of this experiment have
+  check: Callable | None = None  # (config, dataset): before any compiling
+  run: Callable | None = None  # (config, dataset, path, seconds) -> its part of
+  # the summary, and the sections of the page
   load: Callable = lambda config: data.load(**config.data)  # -> the dataset
   title: Callable = lambda config: config.experiment
+  bind: Callable = lambda config: {}  # -> fields that the config decides
 
 
 EXPERIMENTS = {
   'cluster': Experiment(
-    validation.check_pipeline,
-    pipeline.run,
-    lambda config, summary: console.closing_table(summary, reference(config)),
+    check=validation.check_pipeline,
+    run=pipeline.run,
+    show=lambda config, summary: console.closing_table(
+      summary, reference(config)
+    ),
     needs='clusterer',
     title=pipeline.title,
   ),
   'predict': Experiment(
-    studies.check_prediction,
-    studies.run_prediction,
-    lambda config, summary: _show_prediction(config, summary),
+    show=lambda config, summary: _show_prediction(config, summary),
     needs='run',
-    load=studies.load_for_run,
+    bind=studies.prediction,
   ),
   'sweep': Experiment(
-    studies.check_sweep,
-    studies.run_sweep,
-    lambda config, summary: console.sweep_table(
+    check=studies.check_sweep,
+    run=studies.run_sweep,
+    show=lambda config, summary: console.sweep_table(
       summary['sweep'], summary['choices']
     ),
     needs='sweep',
   ),
   'benchmark': Experiment(
-    studies.check_benchmark,
-    studies.run_benchmark,
-    lambda config, summary: console.benchmark_table(
+    check=studies.check_benchmark,
+    run=studies.run_benchmark,
+    show=lambda config, summary: console.benchmark_table(
       summary['rows'], summary['limits']
     ),
     needs='benchmark',
@@ -165,7 +166,8 @@ def _check(config):
     )
   if config.get('tensorboard'):
     board.check()
-  return EXPERIMENTS[name]
+  experiment = EXPERIMENTS[name]
+  return experiment._replace(**experiment.bind(config))
 
 
 def _circumstances(config, dataset):
@@ -191,10 +193,14 @@ def reference(config: ConfigDict) -> dict:
   return found if found.get('dataset') == config.data.name else {}
 
 
+def _show_scores(config, summary):
+  console.closing_table(summary, reference(config))
+
+
 def _show_prediction(config, summary):
   console.say('predictions.csv has the cluster of each image')
   if console.headline(summary, {}):
-    console.closing_table(summary, reference(config))
+    _show_scores(config, summary)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Axes: N images, D features, K clusters.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -33,9 +34,23 @@ from jaxclust.report import console, figures, page
 _TYPICAL = 12
 
 
-def load_for_run(config: Any) -> Dataset:
+def prediction(config: Any) -> dict:
+  """What a prediction does with the model of its run, which is loaded once.
+
+  Raises:
+    InputError: if there is no such model.
+  """
+  own = model.load(config.run)
+  return {
+    'load': functools.partial(_load_for_run, own),
+    'check': functools.partial(_check_prediction, own),
+    'run': functools.partial(_run_prediction, own),
+  }
+
+
+def _load_for_run(own, config):
   """Loads images, and makes them like those of the run that is to be used."""
-  image_shape = model.load(config.run).image_shape
+  image_shape = own.image_shape
   options = config.data.to_dict()
   if data.as_size(options['size']) not in (None, image_shape[:2]):
     raise InputError(
@@ -46,20 +61,15 @@ def load_for_run(config: Any) -> Dataset:
   return data.with_channels(dataset, image_shape[2])
 
 
-def check_prediction(config: Any, dataset: Dataset) -> None:
-  """Checks the options of a prediction."""
+def _check_prediction(own, config, dataset):
   page.check_embedding(config.embedding)
-  encoded = model.load(config.run).encoder is not None
   for images in (dataset.images, dataset.test_images):
     if images is not None:
-      model.check_images(images, encoded)
+      model.check_images(images, own.encoder is not None)
 
 
-def run_prediction(
-  config: Any, dataset: Dataset, path: pathlib.Path, seconds: dict
-) -> tuple[dict, list]:
+def _run_prediction(own, config, dataset, path, seconds):
   """Finds the clusters of all images; writes predictions.csv."""
-  own = model.load(config.run)
   splits = {'images': dataset.images}
   if dataset.test_images is not None:
     splits = {'train': dataset.images, 'test': dataset.test_images}
