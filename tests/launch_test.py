@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import ROOT, SMALL, read, run
+from small_runs import ROOT, SMALL, draw_npz, read, run
 
 import launch
 from jaxclust import checkpoints, experiments, phases, training
@@ -47,9 +47,7 @@ def test_a_training_that_diverges_keeps_what_it_has_saved(
 
   def diverging(state, plan):
     found = losses(state, plan)
-    return (
-      found | {'val_loss': np.array([np.nan])} if state.step > 44 else found
-    )
+    return found if state.step <= 44 else found | {'val_loss': [np.nan]}
 
   monkeypatch.setattr(training, '_losses', diverging)
   flags = [*DIVERGING, '--config.training.num_epochs=3']
@@ -67,17 +65,18 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(
   save = checkpoints.save
 
   def fill(path, phase, step, state):
-    if step > 22:
+    if step > 1:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     save(path, phase, step, state)
 
+  flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL['ae_kmeans']]
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, 'save', fill)
-    assert run('ae_kmeans', tmp_path, *SMALL['ae_kmeans']) == 3
+    assert run('ae_kmeans', tmp_path / 'run', *flags) == 3
   message = capfd.readouterr().err
   assert 'cannot be written (No space left on device): make room' in message
   assert message.count('\n') == 1
-  assert run('ae_kmeans', tmp_path, *SMALL['ae_kmeans']) == 0
+  assert run('ae_kmeans', tmp_path / 'run', *flags) == 0
 
 
 GMM, DEC = '--config=configs/gmm.py:digits', '--config=configs/dec.py:digits'

@@ -64,7 +64,6 @@ def no_cache(monkeypatch):
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   names = (
     'jax_compilation_cache_dir',
-    'jax_compilation_cache_max_size',
     'jax_persistent_cache_min_compile_time_secs',
   )
   before = {name: getattr(jax.config, name) for name in names}
@@ -76,20 +75,26 @@ def no_cache(monkeypatch):
 
 @pytest.mark.usefixtures('no_cache')
 def test_the_cache_of_programs_is_bounded(tmp_path, monkeypatch):
+  """Files that were used least recently go first."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(runtime, '_CACHE_BYTES', 250)
+  cache = tmp_path / 'jaxclust'
+  cache.mkdir()
+  for name, used in (('a', 3), ('b', 1), ('c', 4), ('d', 2)):
+    (cache / name).write_bytes(bytes(100))
+    os.utime(cache / name, (used, used))
   runtime._keep_programs()
-  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'jaxclust')
-  assert jax.config.jax_compilation_cache_max_size == 2**31
+  assert sorted(file.name for file in cache.iterdir()) == ['a', 'c']
+  assert jax.config.jax_compilation_cache_dir == str(cache)
 
 
 @pytest.mark.usefixtures('no_cache')
 def test_a_cache_that_the_user_has_chosen_is_left_alone(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'own'))
-  size = jax.config.jax_compilation_cache_max_size
   runtime._keep_programs()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'own')
-  assert jax.config.jax_compilation_cache_max_size == size
+  assert not (tmp_path / 'jaxclust').exists()
 
 
 @pytest.mark.usefixtures('no_cache')
