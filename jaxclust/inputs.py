@@ -299,5 +299,7 @@ def _to_auto(array):
 
 
 def _to_explicit(mesh, array):
+  if not isinstance(array, jax.Array):
+    return array
   spec = getattr(array.sharding, 'spec', PartitionSpec())
   return jax.device_put(array, NamedSharding(mesh, spec))

@@ -25,7 +25,7 @@ from jaxclust.checks import check_count
 from jaxclust.errors import InputError, one_line
 from jaxclust.inputs import check_values, place
 from jaxclust.methods import METHODS, Method
-from jaxclust.rows import ahead
+from jaxclust.prefetch import ahead
 
 FILE = 'model.npz'
 

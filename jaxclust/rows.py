@@ -8,11 +8,9 @@ module knows about blocks, devices of rows, or streams.
 Axes: N rows, D features, B rows of a block, S selections, C rows of each.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxclust.frames import Frame, Sphere, as_float, float_dtype
+from jaxclust.prefetch import ahead
 
 # Numbers of a block and of what a pass computes from it: about the cache of a
 # CPU, or enough rows to keep an accelerator busy.
@@ -31,8 +30,8 @@ _CPU_BLOCK, _ACCELERATOR_BLOCK = 2**20, 2**25
 # and read in one block.
 SMALL = 2**20
 
-# Bytes of a block that is sent to the device, and blocks sent ahead.
-_STREAM_BYTES, _AHEAD = 2**26, 2
+# Bytes of a part of a stream, which is sent to the device at once.
+_STREAM_BYTES = 2**26
 
 
 @jax.tree_util.register_dataclass
@@ -235,6 +234,25 @@ def take_rows(rows: Rows, index: jax.Array) -> jax.Array:
   return on_each_device(take_here, index, rows)[0]
 
 
+def cumulate(rows: Rows, column: jax.Array) -> jax.Array:
+  """Cumulative sums `[N]` of a column `[N]` beside the rows.
+
+  Each device sums its own rows: XLA would exchange all N numbers instead.
+  """
+  if rows.is_streamed:
+    return np.cumsum(column, dtype=column.dtype)
+
+  def total(_, here, column):
+    return (), column.sum()[None]
+
+  def cumulate_here(_, here, column, before):
+    return (), before + jnp.cumsum(column)
+
+  _, totals = on_each_device(total, (), rows, column)
+  before = jnp.cumsum(totals) - totals
+  return on_each_device(cumulate_here, (), rows, column, before)[1]
+
+
 def on_each_device(
   fn: Callable, params: Any, rows: Rows, *columns: Any
 ) -> tuple[Any, Any]:
@@ -380,15 +398,3 @@ def _compiled_part(body, fn, width):
     return scan_blocks(body, fn, params, carry, part, columns, width)
 
   return step
-
-
-def ahead(items: Iterable, fn: Callable) -> Iterator:
-  """Yields `fn` of each item in order, computed ahead in threads."""
-  with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
-    waiting = collections.deque()
-    for item in items:
-      waiting.append(pool.submit(fn, item))
-      if len(waiting) > _AHEAD:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()

@@ -71,6 +71,21 @@ def assert_same(centers, rows, **options):
   return pruned
 
 
+@pytest.mark.parametrize('share', [0, 0.3, 1])
+@pytest.mark.parametrize('block_size', [1, 7, 50, 99])
+def test_visits_see_every_wanted_row_once(share, block_size):
+  wanted = jnp.asarray(np.random.default_rng(0).uniform(size=50) < share)
+  rows = rows_of(X[:50], block_size=block_size)
+
+  def see(seen, place, x, weight):
+    mapped = rows.in_frame(rows.x[jnp.minimum(place, 49)])
+    same = jnp.all(x == mapped, axis=1) | (weight == 0)
+    return seen.at[place].add(jnp.where(same, weight, 9), mode='drop')
+
+  seen = pruning._visit(see, jnp.zeros(50), rows, wanted, 0)
+  np.testing.assert_array_equal(seen, wanted)
+
+
 @pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('weighted', [False, True])
 def test_bounds_change_nothing(metric, weighted):

@@ -7,13 +7,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclust import checks
 from jaxclust.algorithms import seeding, solver
 from jaxclust.algorithms.lloyd import LLOYD
 from jaxclust.algorithms.solver import Solution, StopReason
-from jaxclust.rows import Rows, take_rows
+from jaxclust.rows import Rows, cumulate, take_rows
 
 
 def sample(key: jax.Array, rows: Rows, size: int) -> Rows:
@@ -35,30 +36,39 @@ def run(
 ) -> Solution:
   """Updates R runs with mini-batches drawn in proportion to the weights, then
   assigns all points."""
-  update = _update_streamed if rows.is_streamed else _update
-  state = update(key, state, rows, num_batches, batch_size)
+  if rows.is_streamed:
+    state = _update_streamed(key, state, rows, num_batches, batch_size)
+  else:
+    runs = solver.each_run(
+      lambda run: _update(key, run, state.frame, rows, num_batches, batch_size),
+      state._replace(frame=()),
+      checks.is_traced(key, state, rows),
+    )
+    state = runs._replace(frame=state.frame)
   new = solver.begin(LLOYD, state.params, rows)
-  reason = jnp.where(
+  lib = jnp if checks.is_traced(new) else np
+  reason = lib.where(
     solver.is_running(new), StopReason.MAX_STEPS, new.stop_reason
   )
   return new._replace(num_steps=state.num_steps, stop_reason=reason)
 
 
 def _update_streamed(key, state, rows, num_batches, batch_size):
-  mass = jnp.cumsum(jnp.asarray(rows.weight))
+  mass = jnp.asarray(cumulate(rows, rows.weight))
   for step in range(num_batches):
     state = _update_at(step, key, state, rows, mass, batch_size)
   return state
 
 
 @functools.partial(jax.jit, static_argnames='batch_size')
-def _update(key, state, rows, num_batches, batch_size):
-  mass = jnp.cumsum(rows.weight)
+def _update(key, state, frame, rows, num_batches, batch_size):
+  state = state._replace(frame=frame)
+  mass = cumulate(rows, rows.weight)
 
   def body(step, state):
     return _update_at(step, key, state, rows, mass, batch_size)
 
-  return lax.fori_loop(0, num_batches, body, state)
+  return lax.fori_loop(0, num_batches, body, state)._replace(frame=())
 
 
 def _update_at(step, key, state, rows, mass, batch_size):

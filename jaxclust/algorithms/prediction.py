@@ -14,16 +14,15 @@ from jaxclust import checks
 from jaxclust.algorithms.distances import squared_distances
 from jaxclust.algorithms.lloyd import assign, pad
 from jaxclust.errors import InputError
-from jaxclust.frames import Frame, Sphere
+from jaxclust.frames import Frame, Sphere, dot
 from jaxclust.inputs import (
   METRICS,
   check_values,
   on_any_mesh,
   padded_groups,
   place,
-  weighted_sum,
 )
-from jaxclust.rows import compiled, map_rows
+from jaxclust.rows import compiled, map_rows, reduce_rows
 
 
 @on_any_mesh
@@ -44,7 +43,8 @@ def predict(
   Raises:
     InputError: if shapes do not fit or x is not finite.
   """
-  return _apply(_nearest_of_block, centers, x, metric, block_size)[1]
+  rows, params = _prepare(centers, x, metric, block_size)
+  return rows.trim(_pass(map_rows, _label_block, metric, params, rows))
 
 
 @on_any_mesh
@@ -62,8 +62,9 @@ def transform(
   Raises:
     InputError: if shapes do not fit or x is not finite.
   """
-  checks.check_choice('metric', metric, METRICS)
-  found = _apply(_DISTANCES[metric], centers, x, metric, block_size)
+  rows, params = _prepare(centers, x, metric, block_size)
+  block = _DISTANCES[metric]
+  found = rows.trim(_pass(map_rows, block, metric, params, rows))
   return found[:, : np.shape(centers)[0]]
 
 
@@ -81,29 +82,30 @@ def score(
   Raises:
     InputError: if shapes do not fit or x or the weights are out of range.
   """
-  least, _ = _apply(_nearest_of_block, centers, x, metric, block_size)
-  return -weighted_sum(sample_weight, least)
+  rows, params = _prepare(centers, x, metric, block_size, sample_weight)
+  return _pass(reduce_rows, _score_block, metric, params, rows)
 
 
-def _apply(block, centers, x, metric, block_size):
-  """`block(params, x)` of all points, in a frame made for the centers."""
+def _prepare(centers, x, metric, block_size, sample_weight=None):
+  """Checked rows without a frame, and centers in the data's units."""
   checks.check_choice('metric', metric, METRICS)
-  rows = check_values(place(x, block_size=block_size))
+  rows = check_values(place(x, sample_weight, block_size=block_size))
   checks.check_centers('centers', centers, None, rows.shape[1])
   lib = jnp if checks.is_traced(centers) else np
   centers = lib.asarray(centers).astype(rows.dtype)
   if centers.ndim != 2:
     raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
-  params = pad(centers[None], len(centers), padded_groups(len(centers), rows))
-  return rows.trim(_map_near(block, metric, params, rows))
+  size = padded_groups(len(centers), rows)
+  return rows, pad(centers[None], len(centers), size)
 
 
-@functools.partial(compiled, static=(0, 1))
-def _map_near(block, metric, params, rows):
+@functools.partial(compiled, static=(0, 1, 2))
+def _pass(over, block, metric, params, rows):
+  """`map_rows` or `reduce_rows` of a block, in a frame made for the centers."""
   frame = _FRAMES[metric](params)
   params = params._replace(centers=frame.apply(params.centers))
   rows = dataclasses.replace(rows, frame=frame)
-  return map_rows(block, (params, frame.scale), rows, width=params.active.size)
+  return over(block, (params, frame.scale), rows, width=params.active.size)
 
 
 def _frame_of_centers(params):
@@ -120,23 +122,28 @@ _FRAMES = {
 }
 
 
-def _nearest_of_block(params, x):
+def _label_block(params, x):
+  clusters, _ = params
+  return assign(clusters, x)[1][0]
+
+
+def _score_block(params, x, weight):
   clusters, scale = params
-  least, labels = assign(clusters, x)
-  return least[0] * jnp.square(scale), labels[0]
+  least, _ = assign(clusters, x)
+  return -dot(least[0] * jnp.square(scale), weight)
 
 
-def _distances_of_block(params, x):
+def _distances(params, x):
   clusters, scale = params
   return jnp.sqrt(squared_distances(x, clusters.centers[0]).T) * scale
 
 
-def _cosine_distances_of_block(params, x):
-  return jnp.square(_distances_of_block(params, x)) / 2
+def _cosine_distances(params, x):
+  return jnp.square(_distances(params, x)) / 2
 
 
 # Metric -> its distances `[B, K]` of a block.
 _DISTANCES = {
-  'euclidean': _distances_of_block,
-  'cosine': _cosine_distances_of_block,
+  'euclidean': _distances,
+  'cosine': _cosine_distances,
 }

@@ -29,7 +29,14 @@ from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
 from jaxclust.algorithms.solver import each_run
 from jaxclust.frames import dot
 from jaxclust.inputs import bucket
-from jaxclust.rows import Rows, map_rows, reduce_rows, top_rows
+from jaxclust.rows import (
+  Rows,
+  compiled,
+  cumulate,
+  map_rows,
+  reduce_rows,
+  top_rows,
+)
 
 # Rounds of k-means||, and rows drawn in each for a cluster.
 _ROUNDS, _OVERSAMPLING = 2, 2
@@ -40,8 +47,7 @@ _SAMPLE = 2**17
 
 def number_rows(rows: Rows) -> jax.Array:
   """The number `[N]` int32 of each row among those of positive weight."""
-  lib = np if rows.is_streamed else jnp
-  return lib.cumsum(rows.weight > 0, dtype=lib.int32)
+  return cumulate(rows, (rows.weight > 0).astype(np.int32))
 
 
 def plus_plus(
@@ -136,6 +142,7 @@ def random_rows(
   )
 
 
+@functools.partial(compiled, static=(2,))
 def sample_rows(seed: jax.Array, rows: Rows, count: int) -> Rows:
   """Up to `count` different rows drawn in proportion to their weights, in the
   frame; each then weighs the same."""

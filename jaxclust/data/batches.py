@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import memory, rows
+from jaxclust import memory
+from jaxclust.prefetch import ahead
 
 PLACEMENTS = ('auto', 'device', 'host')
 
@@ -108,4 +109,4 @@ def batches(
     pool = images[np.maximum(part, 0).reshape(-1)]
     return put((pool, np.where(part < 0, -1, place), part))
 
-  yield from rows.ahead(parts, send)
+  yield from ahead(parts, send)
