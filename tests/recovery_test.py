@@ -18,18 +18,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from small_runs import ROOT, SMALL, draw_npz, read, run
 
-from jaxclust import checkpoints
+from jaxclust import checkpoints, phases, plans, workdir
 
-ROOT = pathlib.Path(__file__).parent.parent
 CHILD = """
 import os, sys
 import launch
-from jaxclust import cli, experiments, fitting
+from jaxclust import cli, experiments, phases, plans
 
-fitting._SECONDS_BETWEEN_CHECKPOINTS = 0
-fitting._MOST_STEPS = 3
-fitting._CPU_OPERATIONS = 6e8  # a few training steps per call
+phases._SECONDS_BETWEEN_CHECKPOINTS = 0
+phases._MOST_STEPS = 3
+plans._CPU_OPERATIONS = {operations}  # a few training steps per call
 signals = dict(eval(sys.argv[1]))
 count = 0
 
@@ -56,8 +56,11 @@ FLAGS = {
     '--config.training.noise=0.1',
     '--config.gmm.num_restarts=2',
   ],
+  'dec': ['--config=configs/dec.py:digits', *SMALL['dec']],
   'kmeans': ['--config=configs/kmeans.py:digits'],
 }
+# Operations of a device call, by run.
+OPERATIONS = {'gmm': 6e8, 'dec': 3e6, 'kmeans': 1e9}
 
 
 class Whole(NamedTuple):
@@ -69,7 +72,7 @@ class Whole(NamedTuple):
   cache: pathlib.Path  # of the programs it compiled
 
 
-def run(name, path, cache, signals=()):
+def run_child(name, path, cache, signals=()):
   """Runs a child whose n-th call sends a signal, for pairs (n, signal)."""
   environment = os.environ | {
     'JAX_ENABLE_COMPILATION_CACHE': '1',
@@ -78,7 +81,8 @@ def run(name, path, cache, signals=()):
     'PYTHONPATH': str(ROOT),
   }
   moments = [(moment, int(number)) for moment, number in signals]
-  command = [sys.executable, '-c', CHILD, repr(moments), *FLAGS[name]]
+  child = CHILD.format(operations=OPERATIONS[name])
+  command = [sys.executable, '-c', child, repr(moments), *FLAGS[name]]
   return subprocess.run(
     [*command, f'--workdir={path}'],
     cwd=ROOT,
@@ -94,8 +98,8 @@ def whole(request, tmp_path_factory):
   name = request.param
   folder = tmp_path_factory.mktemp('undisturbed')
   cache = folder / 'programs'
-  run(name, folder / 'first', cache)
-  done = run(name, folder / 'run', cache)
+  run_child(name, folder / 'first', cache)
+  done = run_child(name, folder / 'run', cache)
   assert done.returncode == 0, done.stderr
   num_calls = int(re.search(r'calls (\d+)', done.stdout)[1])
   return Whole(name, folder / 'run', num_calls, cache)
@@ -140,14 +144,15 @@ def test_runs_that_are_killed_end_like_one_that_is_not(
   kills, seed = (pytestconfig.getoption(o) for o in ('kills', 'kill_seed'))
   print(f'to repeat the moments: --kills={kills} --kill_seed={seed}')
   moments = random.Random(seed)
-  share = {'gmm': kills - kills // 3, 'kmeans': kills // 3}
-  for _ in range(share[whole.name]):
+  share = {'gmm': kills - 2 * (kills // 3)}.get(whole.name, kills // 3)
+  for _ in range(share):
     moment = moments.randrange(1, whole.num_calls)
     path = tmp_path / str(moment)
-    killed = run(whole.name, path, whole.cache, [(moment, signal.SIGKILL)])
+    sent = [(moment, signal.SIGKILL)]
+    killed = run_child(whole.name, path, whole.cache, sent)
     assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     print(moment, 'of', whole.num_calls, killed.stdout.splitlines()[-1])
-    resumed = run(whole.name, path, whole.cache)
+    resumed = run_child(whole.name, path, whole.cache)
     assert resumed.returncode == 0, (moment, resumed.stderr)
     assert_same(path, whole.path)
 
@@ -156,13 +161,68 @@ def test_runs_that_are_killed_end_like_one_that_is_not(
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_any_phase_saves_and_ends(number, whole, tmp_path):
   path = tmp_path / 'run'
-  for share in (0.3, 0.6, 0.95) if whole.name == 'gmm' else (0.5,):
+  for share in {'gmm': (0.3, 0.6, 0.95)}.get(whole.name, (0.5,)):
     moment = int(share * whole.num_calls)
-    stopped = run(whole.name, path, whole.cache, [(moment, number)])
+    stopped = run_child(whole.name, path, whole.cache, [(moment, number)])
     if stopped.returncode == 0:  # a resumed run makes fewer calls
       break
     assert stopped.returncode == 128 + number, stopped.stderr
     assert stopped.stderr == f'error: stopped by {number.name}\n'
     assert f'--workdir={os.path.relpath(path, ROOT)}' in stopped.stdout
-  assert run(whole.name, path, whole.cache).returncode == 0
+  assert run_child(whole.name, path, whole.cache).returncode == 0
   assert_same(path, whole.path)
+
+
+STEPS_OF_GMM = ('--config.gmm.num_components=3', '--config.gmm.tol=1e-9')
+STOPPED = {
+  # Places where a process dies, right after a checkpoint; an epoch is 4 steps.
+  'gmm': [('autoencoder', 14), ('gmm-0', 4), ('gmm-0', 8)],
+  'dec': [('autoencoder', 6), ('dec', 2), ('dec', 6)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', STOPPED)
+def test_a_stopped_run_goes_on_where_it_was(name, tmp_path, monkeypatch):
+  flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL[name]]
+  flags += ['--config.network.name=mlp', '--config.network.features=(16, 5)']
+  flags += ['--config.training.batch_size=16']
+  flags += ['--config.training.num_epochs=5']
+  flags += STEPS_OF_GMM if name == 'gmm' else ()
+  assert run(name, tmp_path / 'whole', *flags) == 0
+  monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(phases, '_MOST_STEPS', 4)
+  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 3e5)  # two steps of training
+  for phase, step in STOPPED[name]:
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints, 'save', dying(checkpoints.save, phase, step))
+      with pytest.raises(KeyboardInterrupt):
+        run(name, tmp_path / 'stopped', *flags)
+  assert run(name, tmp_path / 'stopped', *flags) == 0
+  whole, stopped = (read(tmp_path / d) for d in ('whole', 'stopped'))
+  for summary in (whole, stopped):
+    del summary['seconds']
+  assert whole == stopped
+  for stage, epochs in (('autoencoder', [1, 2, 3, 4, 5]), ('dec', [1, 2])):
+    records = workdir.read_log(tmp_path / 'stopped', phase=stage)
+    assert [r['epoch'] for r in records] in (epochs, [])
+  if name == 'gmm':
+    records = workdir.read_log(tmp_path / 'stopped', phase='gmm')
+    steps = [r['step'] for r in records]
+    assert steps[:2] == [4, 8]
+    assert len(set(steps)) == len(steps)
+  with (
+    np.load(tmp_path / 'whole' / 'assignments.npz') as a,
+    np.load(tmp_path / 'stopped' / 'assignments.npz') as b,
+  ):
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def dying(save, phase, step):
+  def save_and_die(path, saved_phase, saved_step, state):
+    save(path, saved_phase, saved_step, state)
+    if saved_phase == phase and saved_step >= step:
+      raise KeyboardInterrupt
+
+  return save_and_die
