@@ -47,6 +47,8 @@ def _map_images(block, method, params, images, batch_size):
 
 def _map_rows(block, method, static, params, x, batch_size):
   weight = np.ones(len(x), np.float32)
+  if isinstance(x, jax.Array):
+    weight = jax.device_put(weight)
   rows = Rows(x, weight, block_size=batch_size)
   return _map_compiled(block, method, static, params, rows)
 

@@ -39,6 +39,7 @@ class Plan(NamedTuple):
   numbers: np.ndarray  # int32, of the images to train on
   validation: jax.Array | np.ndarray | None  # images of the validation loss
   keys: jax.Array  # [R]
+  orders: jax.Array  # [R] keys of the orders of the epochs
   rates: np.ndarray  # [S] learning rates of all steps
   mesh: Mesh  # the devices that share each batch
   drawn: dict  # keywords of `train_steps` that are the same for all
@@ -138,6 +139,7 @@ def plan(
     numbers=numbers,
     validation=validation if patience else test_images,
     keys=keys,
+    orders=fold_in(keys, ORDER),
     rates=steps.learning_rates(num_steps, options),
     mesh=mesh,
     drawn=steps.replicate(mesh, drawn),

@@ -36,12 +36,10 @@ _CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
 # The axis of a mesh whose devices share a batch.
 _BATCH = 'batch'
 
-# (peak, number of steps) -> a schedule of Optax.
+# Share of the steps done -> share of the highest learning rate.
 SCHEDULES = {
-  'constant': lambda peak, num_steps: optax.constant_schedule(peak),
-  'cosine': lambda peak, num_steps: optax.cosine_decay_schedule(
-    peak, max(1, num_steps)
-  ),
+  'constant': np.ones_like,
+  'cosine': lambda done: (1 + np.cos(np.pi * done)) / 2,
 }
 
 # Name -> the direction of a step; its length is the learning rate.
@@ -65,13 +63,11 @@ def learning_rates(num_steps_per_epoch: int, options: dict) -> np.ndarray:
   of `SCHEDULES`."""
   num_steps = options['num_epochs'] * num_steps_per_epoch
   warmup = round(options['warmup_epochs'] * num_steps_per_epoch)
-  peak = options['learning_rate']
-  schedule = SCHEDULES[options['schedule']](peak, num_steps - warmup)
-  rates = optax.join_schedules(
-    [optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]
-  )
-  with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-    return np.asarray(jax.vmap(rates)(jnp.arange(num_steps)), np.float32)
+  step = np.arange(num_steps)
+  done = (step - warmup) / max(1, num_steps - warmup)
+  after = SCHEDULES[options['schedule']](done)
+  shares = np.where(step < warmup, step / max(1, warmup), after)
+  return np.float32(options['learning_rate'] * shares)
 
 
 def make_mesh(operations: int, batch_size: int) -> Mesh:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxclust import encoding, steps
 from jaxclust.data import batches
 from jaxclust.errors import RunError
-from jaxclust.plans import INIT, ORDER, START, Plan, fold_in
+from jaxclust.plans import INIT, START, Plan, fold_in
 from jaxclust.steps import TrainState, replicate
 
 
@@ -60,8 +60,7 @@ def blank(plan: Plan, previous: Any = None) -> Course:
     plan: of the training.
     previous: parameters `[R, ...]` of the stage before, if there was one.
   """
-  init = jax.jit(jax.vmap(plan.method.init))
-  params = init(fold_in(plan.keys, INIT), previous)
+  params = _init(plan.method, fold_in(plan.keys, INIT), previous)
   targets = ()
   if plan.method.targets is not None:
     embeddings = jax.ShapeDtypeStruct(
@@ -71,6 +70,11 @@ def blank(plan: Plan, previous: Any = None) -> Course:
     shape = len(plan.keys), *like.shape
     targets = jnp.zeros(shape, like.dtype)
   return Course(_first_state(plan, params), no_best(params), targets)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(method, keys, previous):
+  return jax.vmap(method.init)(keys, previous)
 
 
 def start(plan: Plan, course: Course) -> Course:
@@ -152,7 +156,7 @@ def _train_epoch(course, epoch, active, plan):
     course = _start_epoch(course, plan)
   put = functools.partial(replicate, plan.mesh)
   order = _draw_order(
-    fold_in(plan.keys, ORDER),
+    plan.orders,
     jax.device_put(np.int32(epoch - 1)),
     jax.device_put(plan.numbers),
     plan.options['batch_size'],
@@ -239,12 +243,11 @@ def _losses(state, plan):
   if plan.validation is not None and plan.method.targets is None:
     params = jax.device_put(state.params, plan.mesh.devices[0])
     size = plan.options['batch_size']
-    losses['val_loss'] = np.array(
-      [
-        np.mean(encoding.errors(plan.method, own, plan.validation, size))
-        for own in _runs(params)
-      ]
-    )
+    errors = [
+      encoding.errors(plan.method, own, plan.validation, size)
+      for own in _runs(params)
+    ]
+    losses['val_loss'] = np.mean(jax.device_get(errors), axis=1)
   return losses
 
 

@@ -198,9 +198,9 @@ def test_a_batch_that_is_not_full_is_a_smaller_batch(num_images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('batch_size', [8, 15])
 @pytest.mark.parametrize(
-  'drawn', [Augmentation(), Augmentation(0.3, Motion(2.0, 10.0))]
+  ('drawn', 'batch_size'),
+  [(Augmentation(), 8), (Augmentation(0.3, Motion(2.0, 10.0)), 15)],
 )
 def test_devices_that_share_batches_make_the_same_steps(drawn, batch_size):
   """Fifteen images are eight for one device and seven for the other."""
