@@ -243,7 +243,7 @@ def cumulate(rows: Rows, column: jax.Array) -> jax.Array:
     return np.cumsum(column, dtype=column.dtype)
 
   def total(_, here, column):
-    return (), column.sum()[None]
+    return (), column.sum(dtype=column.dtype)[None]
 
   def cumulate_here(_, here, column, before):
     return (), before + jnp.cumsum(column)

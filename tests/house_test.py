@@ -9,10 +9,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
+from jaxclust.autoencoder import Autoencoder
 
 import jaxclust
 from jaxclust import inference, kmeans, training
-from jaxclust.autoencoder import Autoencoder
 from jaxclust.data.augment import Augmentation, Motion
 
 ROOT = pathlib.Path(__file__).parent.parent
