@@ -321,13 +321,10 @@ def scan_blocks(
   def block(i):
     start = jnp.minimum(i * size, num_rows - size)
     fresh = start + jnp.arange(size) >= i * size
-    return (
-      start,
-      fresh,
-      *jax.tree.map(
-        lambda a: lax.dynamic_slice_in_dim(a, start, size), columns
-      ),
+    cut = functools.partial(
+      lax.dynamic_slice_in_dim, start_index=start, slice_size=size
     )
+    return start, fresh, *jax.tree.map(cut, columns)
 
   def visit_next(i, state):
     carry, written = state

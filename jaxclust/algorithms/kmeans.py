@@ -85,7 +85,7 @@ def fit(
   >>> import numpy as np
   >>> x = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
   >>> result = fit(jax.random.key(0), x, num_clusters=2)
-  >>> sorted(result.centers[:, 0].tolist())
+  >>> np.sort(result.centers[:, 0]).round(3).tolist()
   [0.5, 10.5]
 
   Args:
