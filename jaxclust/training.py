@@ -117,11 +117,13 @@ def run(plan: Plan, course: Course) -> Iterator[Progress]:
   while (active := _active(course.best, epoch, plan)).any():
     epoch += 1
     begun = time.perf_counter()
-    for latest in _train_epoch(course, epoch, active, plan):
+    for latest in _train_epoch(course, plan):
       course = latest
-      seconds = round(time.perf_counter() - begun, 3)
       step = _step(course.state)
+      if not (_is_finite(course.state) | ~active).all():
+        break
       if step < epoch * plan.steps_per_epoch:
+        seconds = round(time.perf_counter() - begun, 3)
         yield Progress(course, step, epoch, None, active, seconds)
     losses = _losses(course.state, plan)
     _check_finite(course.state, losses, active, epoch, plan)
@@ -148,16 +150,16 @@ def final_epochs(plan: Plan, course: Course) -> list[int]:
   ).tolist()
 
 
-def _train_epoch(course, epoch, active, plan):
+def _train_epoch(course, plan):
   """Yields the course after each call of what is left of an epoch."""
   step = _step(course.state)
-  begun = step % plan.steps_per_epoch
+  epoch, begun = divmod(step, plan.steps_per_epoch)
   if not begun:
     course = _start_epoch(course, plan)
   put = functools.partial(replicate, plan.mesh)
   order = _draw_order(
     plan.orders,
-    jax.device_put(np.int32(epoch - 1)),
+    jax.device_put(np.int32(epoch)),
     jax.device_put(plan.numbers),
     plan.options['batch_size'],
   )
@@ -180,8 +182,6 @@ def _train_epoch(course, epoch, active, plan):
     course = course._replace(state=state)
     step = _step(state)
     yield course
-    if not (_is_finite(state) | ~active).all():
-      return
 
 
 _split = jax.jit(jnp.split, static_argnums=(1, 2))
