@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclust.data import augment
 from jaxclust.encoding import as_pixels
+from jaxclust.frames import dot
 from jaxclust.methods import Batch, Method
 
 # Images that a CPU takes through a network at once, so that what lies between
@@ -221,11 +222,10 @@ def _gradient(method, params, batch, weight):
   """The weighted sum of a batch's losses, and its gradient."""
 
   def total(params):
-    losses = functools.partial(method.loss, params)
-    in_parts = functools.partial(_in_parts, losses)
-    return jnp.vdot(
-      weight, lax.platform_dependent(batch, cpu=in_parts, default=losses)
-    )
+    loss = functools.partial(method.loss, params)
+    in_parts = functools.partial(_in_parts, loss)
+    losses = lax.platform_dependent(batch, cpu=in_parts, default=loss)
+    return dot(weight, losses)
 
   return jax.value_and_grad(total)(params)
 

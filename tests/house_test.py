@@ -1,6 +1,7 @@
 """The plan of the house: what may import what, and what runs where."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -9,55 +10,80 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
-from jaxclust.autoencoder import Autoencoder
 
 import jaxclust
-from jaxclust import inference, kmeans, training
+from jaxclust import encoding, kmeans, model, networks, plans, steps, training
 from jaxclust.data.augment import Augmentation, Motion
+from jaxclust.data.batches import draw_order
+from jaxclust.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = [
-  {'numerics'},
-  {'metrics', 'data', 'layers', 'workdir', 'seeding'},
-  {'augmentation', 'streaming', 'stopping', 'figures', 'report'},
-  {'kmeans', 'autoencoder', 'page', 'board'},
-  {'gmm', 'training'},
-  {'peers', 'selection', 'keras_worker', 'fitting', 'estimators'},
-  {'benchmark', 'inference'},
-  {'experiments'},
+
+# Packages and their modules from the lowest to the highest. A package itself,
+# its `__init__.py`, comes after its modules.
+ORDER = [
+  ('', 'errors checks memory prefetch frames defaults layers rows inputs'),
+  ('', 'networks'),
+  ('algorithms', 'distances triangles solver covariances lloyd em seeding'),
+  ('algorithms', 'minibatch prediction densities products pruning runs'),
+  ('algorithms', 'kmeans starts gmm assignment'),
+  ('data', 'originals images tfds sources augment batches'),
+  ('methods', 'method autoencoder dec'),
+  ('', 'encoding metrics workdir signals runtime'),
+  ('', 'steps plans training checkpoints'),
+  ('report', 'console board figures page'),
+  ('', 'phases model validation selection'),
+  ('estimators', 'base kmeans mixture autoencoder'),
+  ('', 'pipeline'),
+  ('benchmark', 'contest peers torch_peer keras_peer clusters network'),
+  ('', 'studies experiments cli __main__'),
 ]
+
+
+def in_order():
+  """The modules of `ORDER`, and each package after the last of its modules."""
+  last = {package: place for place, (package, _) in enumerate(ORDER)}
+  for place, (package, names) in enumerate(ORDER):
+    yield from (f'{package}.{name}'.strip('.') for name in names.split())
+    if last[package] == place and package:
+      yield package
+  yield ''  # the package of all
+
+
+def module_of(path):
+  names = path.relative_to(ROOT / 'jaxclust').with_suffix('').parts
+  return '.'.join(names[:-1] if names[-1] == '__init__' else names)
+
+
+MODULES = {module_of(path): path for path in (ROOT / 'jaxclust').rglob('*.py')}
 
 
 def imports(path):
   """Names of the modules of the package that a file imports."""
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module == 'jaxclust':
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-      head, _, name = node.module.partition('.')
-      if head == 'jaxclust':
-        yield name
+    names = []
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path} has a relative import'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
     elif isinstance(node, ast.Import):
-      for alias in node.names:
-        head, _, name = alias.name.partition('.')
-        if head == 'jaxclust':
-          yield name
+      names = [alias.name for alias in node.names]
+    for name in names:
+      head, _, name = name.partition('.')
+      if head == 'jaxclust':
+        yield name if name in MODULES else name.rpartition('.')[0]
 
 
-def test_modules_import_from_lower_layers_only():
-  modules = {p.stem for p in (ROOT / 'jaxclust').glob('*.py')} - {'__init__'}
-  assert modules == set().union(*LAYERS)
-  lower = set()
-  for layer in LAYERS:
-    for module in layer:
-      found = set(imports(ROOT / 'jaxclust' / f'{module}.py'))
-      assert found <= lower, f'{module} imports {found - lower}'
-    lower |= layer
+def test_modules_import_from_lower_ones_only():
+  order = list(in_order())
+  assert sorted(order) == sorted(MODULES)
+  for place, module in enumerate(order):
+    higher = set(imports(MODULES[module])) - set(order[:place])
+    assert not higher, f'{module} imports {higher}'
 
 
-def test_configs_import_nothing_of_the_package():
+def test_configs_import_the_defaults_only():
   for path in (ROOT / 'configs').glob('*.py'):
-    assert not set(imports(path))
+    assert set(imports(path)) == {'defaults'}
 
 
 def test_the_top_level_holds_what_it_should():
@@ -88,44 +114,72 @@ def test_importing_the_package_is_light():
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
   assert jaxclust.kmeans is kmeans
-  assert jaxclust.load is inference.load
+  assert jaxclust.load is model.load
 
 
-MODEL = Autoencoder((8, 8, 1), (4, 2))
-X = jax.ShapeDtypeStruct((64, 6), jnp.float32)
 IMAGES = jax.ShapeDtypeStruct((40, 8, 8, 1), jnp.uint8)
+CONV = networks.build((8, 8, 1), features=(4, 2))
+DENSE = networks.build((8, 8, 1), name='mlp', features=(6, 3))
+DEC = functools.partial(METHODS['dec'], num_clusters=4, reconstruction=1.0)
 
 
-def train(key, x):
-  images = jnp.zeros(IMAGES.shape, IMAGES.dtype)
+def train(build, network, dtype, key, images):
+  method = build(network.clone(dtype=plans.DTYPES[dtype]))
   keys = jax.random.split(key, 2)
-  state = training.init(keys, MODEL)
-  best = training.no_best(state.params)
+  params = jax.vmap(method.init, (0, None))(keys, None)
+  zeros = jnp.zeros(2)
+  opt_state = jax.vmap(steps.optimizer_of('adam').init)(params)
+  state = steps.TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
+  targets = ()
+  if method.targets is not None:
+    embeddings = jnp.zeros((len(images), method.code_size))
+    targets = jax.vmap(method.targets, (0, None))(params, embeddings)
   every = jnp.arange(len(images), dtype=jnp.int32)
-  order = training.draw_order(keys, 0, every, 16)
-  state = training.train_steps(
+  order = draw_order(keys, 0, every, 16)
+  state = steps.train_steps(
     state,
     images,
     keys,
     order,
     jnp.ones(order.shape[1]),
-    model=MODEL.clone(dtype=jnp.bfloat16),
+    method=method,
+    targets=targets,
     clip_norm=1.0,
     augmentation=Augmentation(0.1, Motion(1.0, 5.0)),
   )
-  options = {'model': MODEL, 'batch_size': 16}
-  loss = training.sum_losses(state.params, images, **options)
-  params = jax.tree.map(lambda a: a[0], state.params)
-  codes = training.encode(params, images, **options)
+  own = jax.tree.map(lambda a: a[0], state.params)
+  codes = encoding.embed(method, own, images, 16)
   return (
-    training.keep_best(best, state.params, loss, 1, 2),
-    training.decode(params, codes, **options),
+    training.keep_best(
+      training.no_best(params), state.params, state.loss_sum, 1, 2
+    ),
+    encoding.errors(method, own, images, 16),
+    encoding.decode(method, own, codes, 16),
   )
 
 
-def test_training_lowers_for_accelerators():
+TRAININGS = {
+  'conv': functools.partial(train, METHODS['autoencoder'], CONV, 'float32'),
+  'bfloat16': functools.partial(
+    train, METHODS['autoencoder'], CONV, 'bfloat16'
+  ),
+  'dec': functools.partial(train, DEC, DENSE, 'float32'),
+}
+
+
+@pytest.mark.parametrize('name', TRAININGS)
+def test_trainings_lower_for_accelerators_in_true_float32(name):
   key = jax.eval_shape(lambda: jax.random.key(0))
-  exported = jax.export.export(jax.jit(train), platforms=['cuda', 'tpu'])(
-    key, X
-  )
+  exported = jax.export.export(
+    jax.jit(TRAININGS[name]), platforms=['cuda', 'tpu']
+  )(key, IMAGES)
   assert exported.platforms == ('cuda', 'tpu')
+  lines = exported.mlir_module().splitlines()
+  products = [
+    line
+    for line in lines
+    if 'stablehlo.dot_general' in line or 'stablehlo.convolution' in line
+  ]
+  assert len(products) > 10
+  for line in products:
+    assert line.count('HIGHEST') == 2, line
