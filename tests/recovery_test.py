@@ -173,7 +173,10 @@ def test_a_signal_in_any_phase_saves_and_ends(number, whole, tmp_path):
   assert_same(path, whole.path)
 
 
-STEPS_OF_GMM = ('--config.gmm.num_components=3', '--config.gmm.tol=1e-9')
+FLAGS_OF_GMM = (
+  *('--config.network.name=mlp', '--config.network.features=(16, 5)'),
+  *('--config.gmm.num_components=3', '--config.gmm.tol=1e-9'),
+)
 STOPPED = {
   # Places where a process dies, right after a checkpoint; an epoch is 4 steps.
   'gmm': [('autoencoder', 14), ('gmm-0', 4), ('gmm-0', 8)],
@@ -185,10 +188,9 @@ STOPPED = {
 @pytest.mark.parametrize('name', STOPPED)
 def test_a_stopped_run_goes_on_where_it_was(name, tmp_path, monkeypatch):
   flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL[name]]
-  flags += ['--config.network.name=mlp', '--config.network.features=(16, 5)']
   flags += ['--config.training.batch_size=16']
   flags += ['--config.training.num_epochs=5']
-  flags += STEPS_OF_GMM if name == 'gmm' else ()
+  flags += FLAGS_OF_GMM if name == 'gmm' else ()
   assert run(name, tmp_path / 'whole', *flags) == 0
   monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
   monkeypatch.setattr(phases, '_MOST_STEPS', 4)
