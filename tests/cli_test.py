@@ -71,7 +71,7 @@ def get_config(variant='plain'):
 def test_configs_are_found_here_and_beside_the_launcher(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   digits = cli._load('configs/gmm.py:digits')
-  assert digits.experiment == 'gmm'
+  assert digits.experiment == 'cluster'
   (tmp_path / 'configs').mkdir()
   for name in ('gmm', 'mine'):
     (tmp_path / 'configs' / f'{name}.py').write_text(CONFIG)

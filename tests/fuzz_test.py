@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from models import model_of
 from PIL import Image
 
-from jaxclust import checkpoints, data, inference
+from jaxclust import checkpoints, data, model
 from jaxclust.data import originals, tfds
-from jaxclust.gmm import GMMParams
-from jaxclust.numerics import InputError
+from jaxclust.errors import InputError
 
 SETTINGS = hypothesis.settings(
   deadline=None, database=None, max_examples=200, print_blob=True
@@ -106,36 +106,66 @@ def test_an_npz_of_any_arrays_is_read_or_refused(folder, arrays):
     )
 
 
-MODEL = {
-  'format': np.array(1),
-  'image_shape': np.array([2, 3, 1]),
-  'centers': np.zeros((4, 6), np.float32),
-}
+def arrays_of(kind, folder):
+  """What the file of a model holds, its recipe apart."""
+  model.save(folder, model_of(kind))
+  with np.load(folder / model.FILE) as file:
+    arrays = dict(file)
+  return json.loads(str(arrays.pop('recipe'))), arrays
+
+
+@pytest.fixture(scope='module', params=['kmeans', 'full', 'dec'])
+def saved(request, folder):
+  return arrays_of(request.param, folder)
+
+
 NUMBERS = hnp.arrays(
   st.sampled_from([np.float32, np.int64]) | hnp.scalar_dtypes(),
   hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
 )
 
 
-@SETTINGS
-@hypothesis.given(
-  arrays=st.dictionaries(
-    st.sampled_from(
-      [
-        *(*MODEL, 'scale', *GMMParams._fields),
-        *('features', 'batch_size', 'params/encoder_0/kernel'),
-      ]
-    ),
-    NUMBERS,
-    max_size=3,
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda part: st.lists(part) | st.dictionaries(st.text(), part),
+  max_leaves=8,
+)
+RECIPE = st.sampled_from(
+  [
+    *('image_shape', 'batch_size', 'clusterer', 'clusterer_options'),
+    *('method', 'method_options', 'network'),
+  ]
+)
+VALUES = (
+  JSON
+  | st.sampled_from(['kmeans', 'gmm', 'autoencoder', 'dec', ''])
+  | st.lists(st.integers(-1, 9), max_size=4)
+  | st.dictionaries(
+    st.sampled_from(['name', 'features', 'num_clusters', 'metric']),
+    JSON | st.sampled_from(['conv', 'mlp', 'cosine']),
   )
 )
-def test_a_model_of_any_arrays_is_loaded_or_refused(folder, arrays):
-  np.savez(folder / inference.FILE, **MODEL | arrays)
+
+
+@hypothesis.settings(SETTINGS, max_examples=60)  # of each model
+@hypothesis.given(
+  number=st.integers(0, 20),
+  array=st.none() | NUMBERS,
+  changes=st.dictionaries(RECIPE, VALUES, max_size=2),
+)
+def test_a_model_of_any_arrays_is_loaded_or_refused(
+  saved, folder, number, array, changes
+):
+  recipe, arrays = saved
+  names = sorted(arrays)
+  arrays = arrays | {'recipe': json.dumps(recipe | changes)}
+  if array is not None:
+    arrays[names[number % len(names)]] = array
+  np.savez(folder / model.FILE, **arrays)
   (folder / 'summary.json').touch()
   with contextlib.suppress(InputError):
-    model = inference.load(folder)
-    assert model.decode(model.centers).shape[1:] == model.image_shape
+    own = model.load(folder)
+    assert own.decode(own.centers).shape[1:] == own.image_shape
 
 
 @SETTINGS
@@ -170,11 +200,6 @@ def test_records_are_read_or_refused(folder, content):
   assert sum(len(record) + 16 for record in records) == len(content)
 
 
-JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-  lambda part: st.lists(part) | st.dictionaries(st.text(), part),
-  max_leaves=8,
-)
 FIELDS = st.sampled_from(['format', 'devices', 'arrays', 'files', 'digest'])
 
 
