@@ -1,5 +1,5 @@
-"""Strict numerics for every test, two devices, and a compiler that does not run
-full and has no memory of earlier tests."""
+"""Strict numerics for every test, two devices, and programs that all tests of a
+session share on disk, but not in memory."""
 
 import contextlib
 import functools
@@ -7,6 +7,8 @@ import gc
 import io
 import os
 import random
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -15,8 +17,24 @@ import small_runs
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_num_cpu_devices', 2)
-jax.config.update('jax_enable_compilation_cache', False)
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'  # for what tests start
+
+# Seconds of compilation from which a program is kept on disk.
+_KEPT_SECONDS = 0.01
+
+
+def pytest_configure(config):
+  """Names a folder of compiled programs for this session: for its workers, and
+  for the processes that tests start."""
+  if not hasattr(config, 'workerinput'):
+    folder = tempfile.mkdtemp(prefix='programs-')
+    config.add_cleanup(functools.partial(shutil.rmtree, folder, True))
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = str(
+      _KEPT_SECONDS
+    )
+  folder = os.environ['JAX_COMPILATION_CACHE_DIR']
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', _KEPT_SECONDS)
 
 
 def pytest_addoption(parser):
