@@ -25,7 +25,7 @@ _HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
 # Folders that are searched for configs: the current one, then the checkout.
 _ROOTS = (pathlib.Path(), pathlib.Path(__file__).parent.parent)
 
-# What a user types for a program; other programs are scripts.
+# Name of a program -> the words that a user types; others are scripts.
 _PROGRAMS = {
   'jaxclust': ['jaxclust'],
   '__main__.py': ['python', '-m', 'jaxclust'],

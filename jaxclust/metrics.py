@@ -84,3 +84,34 @@ def match(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   (array([0, 1]), array([1, 0]))
   """
   return optimize.linear_sum_assignment(table, maximize=True)
+
+
+def over_seeds(rows: list[dict]) -> dict:
+  """Mean and standard deviation of the scores of several seeds.
+
+  Purities are compared by rank, as clusters have no common order. The mean of a
+  score is over the seeds that have it.
+
+  Args:
+    rows: for each seed its number, and nested dicts of scores.
+
+  Returns:
+    The rows as 'seeds', and 'mean' and 'std' of their numbers.
+  """
+
+  def over(fn, values):
+    first = values[0]
+    if isinstance(first, dict):
+      keys = dict.fromkeys(k for v in values for k in v)
+      found = {k: over(fn, [v[k] for v in values if k in v]) for k in keys}
+      return {k: v for k, v in found.items() if v is not None}
+    if isinstance(first, list):
+      return fn(np.sort(values), axis=0).tolist()
+    return float(fn(values)) if isinstance(first, int | float) else None
+
+  numbers = [{k: v for k, v in row.items() if k != 'seed'} for row in rows]
+  return {
+    'seeds': rows,
+    'mean': over(np.mean, numbers),
+    'std': over(np.std, numbers),
+  }

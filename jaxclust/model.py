@@ -166,7 +166,7 @@ class Model(NamedTuple):
 
   def _checked(self, images):
     """Images of the run's shape; their values are checked later."""
-    if not isinstance(images, jax.Array):
+    if getattr(images, 'dtype', None) is None:
       images = np.asarray(images)
     if images.ndim == 3 and self.image_shape[2] == 1:
       images = images[..., None]

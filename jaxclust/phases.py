@@ -23,7 +23,7 @@ from jaxclust.algorithms.solver import HISTORY, StopReason
 from jaxclust.errors import RunError
 from jaxclust.report import console
 
-# What a seed draws for its clusters; for the rest see `training`.
+# Number that the key of a seed's clusters is folded with, beside `plans`'.
 CLUSTERS = 2
 
 _SECONDS_BETWEEN_CHECKPOINTS = 10

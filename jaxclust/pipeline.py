@@ -92,7 +92,7 @@ def run(
         sections = page.draw(findings, folder, config.embedding)
     rows.append({'seed': seed, **scores, **found.records})
   first = {k: v for k, v in rows[0].items() if k != 'seed'}
-  return first | (_over_seeds(rows) if len(rows) > 1 else {}), sections
+  return first | (metrics.over_seeds(rows) if len(rows) > 1 else {}), sections
 
 
 def represent(
@@ -269,31 +269,6 @@ def _pictures(dataset, own):
     low, high = min(low, images.min()), max(high, images.max())
     images = (images - low) / (high - low)
   return images, (centers - low) / (high - low)
-
-
-def _over_seeds(rows):
-  """The rows of all seeds, and mean and standard deviation of their numbers; of
-  purities, whose clusters have no common order, by rank.
-
-  A score that a seed lacks is left out of the mean.
-  """
-
-  def over(fn, values):
-    first = values[0]
-    if isinstance(first, dict):
-      keys = dict.fromkeys(k for v in values for k in v)
-      found = {k: over(fn, [v[k] for v in values if k in v]) for k in keys}
-      return {k: v for k, v in found.items() if v is not None}
-    if isinstance(first, list):
-      return fn(np.sort(values), axis=0).tolist()
-    return float(fn(values)) if isinstance(first, int | float) else None
-
-  numbers = [{k: v for k, v in row.items() if k != 'seed'} for row in rows]
-  return {
-    'seeds': rows,
-    'mean': over(np.mean, numbers),
-    'std': over(np.std, numbers),
-  }
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ _CALL_BYTES = 2**28
 # Dtype of activations; parameters and losses are float32.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
-# What a training draws, each from fold_in(key, number).
+# Numbers that the key of a training is folded with, one for each purpose.
 INIT, ORDER, AUGMENTATION, HELD_OUT, START = 0, 1, 3, 4, 5
 
 

@@ -152,15 +152,20 @@ def train_steps(
     rows, numbers = (
       jnp.pad(a, missing, constant_values=-1) for a in (rows, numbers)
     )
-    whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
-    steps = jax.shard_map(
-      steps,
-      mesh=mesh,
-      in_specs=(whole, whole, whole, whole, shared, shared, whole),
-      out_specs=whole,
-      check_vma=False,
-    )
+    steps = _shared_by(mesh, steps)
   return steps(state, images, keys, targets, rows, numbers, learning_rates)
+
+
+def _shared_by(mesh, steps):
+  """The same steps with the batches shared by the devices of a mesh."""
+  whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
+  return jax.shard_map(
+    steps,
+    mesh=mesh,
+    in_specs=(whole, whole, whole, whole, shared, shared, whole),
+    out_specs=whole,
+    check_vma=False,
+  )
 
 
 def _side_by_side(fn, *runs):

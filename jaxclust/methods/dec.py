@@ -69,9 +69,7 @@ def dec(
   def loss(params, batch):
     embeddings = network.apply(params['network'], batch.seen, method='encode')
     q = shares(params['centers'], embeddings)
-    p = batch.targets
-    ratio = jnp.log(jnp.where(p > 0, p, 1)) - jnp.log(jnp.maximum(q, 1e-30))
-    total = divergence * (p * ratio).sum(axis=1)
+    total = divergence * kullback_leibler(batch.targets, q)
     if reconstruction:
       errors = reconstruction_errors(network, params['network'], batch)
       total = total + reconstruction * errors
@@ -104,6 +102,12 @@ def shares(centers: jax.Array, x: jax.Array) -> jax.Array:
   squared = jnp.maximum(norms + lengths - 2 * dot(x, centers.T), 0)
   kernel = 1 / (1 + squared)
   return kernel / kernel.sum(axis=1, keepdims=True)
+
+
+def kullback_leibler(p: jax.Array, q: jax.Array) -> jax.Array:
+  """Divergences `[B]` of shares q `[B, K]` from targets p (Xie, eq. 2)."""
+  ratio = jnp.log(jnp.where(p > 0, p, 1)) - jnp.log(jnp.maximum(q, 1e-30))
+  return (p * ratio).sum(axis=1)
 
 
 def sharpened(q: jax.Array) -> jax.Array:
