@@ -1,6 +1,7 @@
 """Output on the terminal: messages, progress, tables of results."""
 
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -90,7 +91,10 @@ def _lines(phase, total):
 def working(phase: str) -> Iterator[None]:
   """Shows that a phase of unknown length is running, once it has taken two
   seconds: a clock on a terminal, a line in a pipe."""
-  start, stop = (lambda: say(f'{phase} ...')), (lambda: None)
+  # Not by rich, which imports modules as it prints: beside an import of TFDS in
+  # another thread, which replaces Python's import for a while, that fails.
+  start = functools.partial(print, phase, '...', flush=True)
+  stop = functools.partial(print, end='')
   if rich.console.Console().is_terminal:
     clock = rich.progress.Progress(
       rich.progress.SpinnerColumn(),
