@@ -29,8 +29,12 @@ with console.working('data'):
 def test_a_phase_of_unknown_length_is_a_line_in_a_pipe(monkeypatch, capsys):
   told = threading.Event()
   monkeypatch.setattr(console, '_SECONDS_OF_SILENCE', 0)
-  say = console.say
-  monkeypatch.setattr(console, 'say', lambda text: (say(text), told.set()))
+
+  def tell(*words, **options):
+    print(*words, **options)
+    told.set()
+
+  monkeypatch.setattr(console, 'print', tell, raising=False)
   with console.working('data'):
     assert told.wait(60)
   assert capsys.readouterr().out == 'data ...\n'
