@@ -7,7 +7,6 @@ from jaxclust.data.images import (
   Dataset,
   as_size,
   digest,
-  host_bytes,
   read_npz,
   with_channels,
 )
@@ -17,7 +16,6 @@ __all__ = [
   'Dataset',
   'as_size',
   'digest',
-  'host_bytes',
   'load',
   'read_npz',
   'with_channels',
