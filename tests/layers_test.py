@@ -1,5 +1,7 @@
 """Each fast layer against its plain formula, in value and in gradient."""
 
+import itertools
+
 import chex
 import flax.linen as nn
 import jax
@@ -62,8 +64,9 @@ def test_a_convolution_by_hand():
   np.testing.assert_array_equal(layers.conv(x, kernel)[0, ..., 0], expected)
 
 
-@pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize(
+  ('shape', 'channels'), zip(itertools.cycle(SHAPES), CHANNELS, strict=False)
+)
 def test_conv_is_the_plain_convolution(shape, channels):
   x = draw((*shape[:3], channels[0]))
   assert_same(layers.conv, plain_conv, x, draw((3, 3, *channels), 1))
@@ -91,9 +94,17 @@ def test_where_nothing_is_positive_there_is_no_gradient():
   assert not jax.grad(lambda x: layers.relu_pool(x, bias).sum())(x).any()
 
 
-@pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('crop', [(0, 0), (1, 0), (1, 1)])
-@pytest.mark.parametrize('channels_out', [1, 3, 9])
+@pytest.mark.parametrize(
+  ('shape', 'crop', 'channels_out'),
+  [
+    (shape, *options)
+    for shape, options in zip(
+      itertools.cycle(SHAPES),
+      itertools.product([(0, 0), (1, 0), (1, 1)], [1, 3, 9]),
+      strict=False,
+    )
+  ],
+)
 def test_upsample_conv_is_upsampling_and_a_convolution(
   shape, crop, channels_out
 ):

@@ -157,11 +157,17 @@ def test_runs_that_are_killed_end_like_one_that_is_not(
     assert_same(path, whole.path)
 
 
+SIGNALS = {
+  'gmm': [(0.3, signal.SIGTERM), (0.6, signal.SIGINT), (0.95, signal.SIGTERM)],
+  'dec': [(0.5, signal.SIGTERM)],
+  'kmeans': [(0.5, signal.SIGINT)],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_any_phase_saves_and_ends(number, whole, tmp_path):
+def test_a_signal_in_any_phase_saves_and_ends(whole, tmp_path):
   path = tmp_path / 'run'
-  for share in {'gmm': (0.3, 0.6, 0.95)}.get(whole.name, (0.5,)):
+  for share, number in SIGNALS[whole.name]:
     moment = int(share * whole.num_calls)
     stopped = run_child(whole.name, path, whole.cache, [(moment, number)])
     if stopped.returncode == 0:  # a resumed run makes fewer calls
