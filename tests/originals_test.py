@@ -4,7 +4,6 @@ import functools
 import hashlib
 import http.server
 import shutil
-import tempfile
 import threading
 import time
 
@@ -33,12 +32,7 @@ def _no_surroundings(monkeypatch, tmp_path):
 def read(tmp_path):
   """A function that reads a tiny set; its files are in raw/."""
   url_infos = write_originals(tmp_path / 'raw', 'http://files.test/')
-
-  def read(raw_dir=None):
-    with tempfile.TemporaryDirectory() as scratch:
-      return originals.read('tiny', url_infos, raw_dir, scratch)
-
-  return read
+  return functools.partial(originals.read, 'tiny', url_infos)
 
 
 def test_the_arrays_are_those_of_the_files(tmp_path, read):

@@ -6,7 +6,6 @@ C channels.
 
 import contextlib
 import hashlib
-import math
 import warnings
 from typing import NamedTuple
 
@@ -47,23 +46,22 @@ def with_channels(dataset, channels):
   Raises:
     InputError: any other conversion would be needed.
   """
-  fields = ('images', 'test_images')
-  both = {f: _in_channels(f, getattr(dataset, f), channels) for f in fields}
-  return dataset._replace(**both)
-
-
-def _in_channels(field, images, channels):
-  found = channels if images is None else images.shape[3]
-  if found == channels:
-    return images
-  if (found, channels) == (1, 3):
-    return np.repeat(images, 3, axis=3)
-  if (found, channels) == (3, 1) and (images == images[..., :1]).all():
-    return images[..., :1]
-  raise InputError(
-    f'{field} have {found} channels, and {channels} are needed: convert them; '
-    'only grey images are converted between 1 and 3 channels here'
-  )
+  for field in ('images', 'test_images'):
+    images = getattr(dataset, field)
+    found = channels if images is None else images.shape[3]
+    if found == channels:
+      continue
+    if (found, channels) == (1, 3):
+      images = np.repeat(images, 3, axis=3)
+    elif (found, channels) == (3, 1) and (images == images[..., :1]).all():
+      images = images[..., :1]
+    else:
+      raise InputError(
+        f'{field} have {found} channels, and {channels} are needed: convert '
+        'them; only grey images are converted between 1 and 3 channels here'
+      )
+    dataset = dataset._replace(**{field: images})
+  return dataset
 
 
 def as_size(size):
@@ -150,23 +148,25 @@ def checked(dataset, size):
   Raises:
     InputError: images or labels cannot be used.
   """
-  name = dataset.name
-  images = _checked_images(f'images of {name}', dataset.images, size)
-  test_images = dataset.test_images
-  if test_images is not None:
-    test_images = _checked_images(f'test_images of {name}', test_images, size)
-    if test_images.shape[1:] != images.shape[1:]:
-      raise InputError(
-        f'test_images of {name} have shape {test_images.shape[1:]} each, but '
-        f'images have {images.shape[1:]}: give both splits the same channels, '
-        'and one size with --config.data.size=(H, W)'
-      )
-  _check_labels(f'labels of {name}', dataset.labels, images)
-  _check_labels(f'test_labels of {name}', dataset.test_labels, test_images)
-  return dataset._replace(images=images, test_images=test_images)
+  for split in ('', 'test_'):
+    images = getattr(dataset, f'{split}images')
+    if images is not None:
+      images = _checked(f'{split}images of {dataset.name}', images, size)
+      dataset = dataset._replace(**{f'{split}images': images})
+    labels = getattr(dataset, f'{split}labels')
+    if labels is not None:
+      _check_labels(f'{split}labels of {dataset.name}', labels, images)
+  shape, test_images = dataset.images.shape[1:], dataset.test_images
+  if test_images is not None and test_images.shape[1:] != shape:
+    raise InputError(
+      f'test_images of {dataset.name} have shape {test_images.shape[1:]} each, '
+      f'but images have {shape}: give both splits the same channels, and one '
+      'size with --config.data.size=(H, W)'
+    )
+  return dataset
 
 
-def _checked_images(what, images, size):
+def _checked(what, images, size):
   if images.ndim not in (3, 4):
     raise InputError(
       f'{what} have shape {images.shape}: expected [N, H, W] or [N, H, W, C]'
@@ -184,12 +184,9 @@ def _checked_images(what, images, size):
   images = images if images.ndim == 4 else images[..., None]
   if size in (None, images.shape[1:3]):
     return images
-  shape = (len(images), *size, images.shape[3])
-  check_memory(what, math.prod(shape) * images.dtype.itemsize)
-  resized = np.empty(shape, images.dtype)
-  for row, image in enumerate(images):
-    resized[row] = resize(image, size)
-  return resized
+  item = np.dtype((images.dtype, (*size, images.shape[3])))
+  check_memory(what, len(images) * item.itemsize)
+  return np.fromiter((resize(i, size) for i in images), item, len(images))
 
 
 def _as_float32(what, images):
@@ -226,8 +223,6 @@ def resize(image, size):
 
 
 def _check_labels(what, labels, images):
-  if labels is None:
-    return
   if images is None:
     raise InputError(f'{what} come without their images: add test_images')
   if labels.shape != images.shape[:1]:

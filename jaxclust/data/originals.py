@@ -18,42 +18,40 @@ _PROBE_SECONDS = 5
 _STALL_SECONDS = 30
 
 
-def read(name, url_infos, raw_dir, scratch):
+def read(name, url_infos, raw_dir=None):
   """Returns the arrays of the original files of a set, by file name.
 
   Args:
     name: of the set.
     url_infos: TFDS's file name, size and checksum of each file, by URL.
-    raw_dir: folder that may hold the files, or None.
-    scratch: folder for downloads, if the files are not in `raw_dir`.
+    raw_dir: folder that may hold the files, or None; if it lacks one, all are
+      downloaded.
 
   Raises:
     InputError: a file is not the original, or cannot be downloaded.
   """
-  folder, arrays = Path(raw_dir or scratch).expanduser(), {}
-  if not all((folder / i.filename).is_file() for i in url_infos.values()):
-    folder = Path(scratch)
-    _download(name, url_infos, raw_dir, folder)
-  for info in url_infos.values():
-    content = (folder / info.filename).read_bytes()
+  folder, arrays = Path(raw_dir or '').expanduser(), {}
+  files = {folder / i.filename: i for i in url_infos.values()}
+  if raw_dir and all(path.is_file() for path in files):
+    contents = [path.read_bytes() for path in files]
+  else:
+    files, contents = url_infos, _download(name, url_infos, raw_dir)
+  for (source, info), content in zip(files.items(), contents, strict=True):
     found = hashlib.sha256(content).hexdigest()
     if (len(content), found) != (info.size, info.checksum):
       raise InputError(
-        f'{folder / info.filename} is not the original of {name}: expected '
-        f'{info.size} bytes with SHA-256 {info.checksum}, got {len(content)} '
-        f'bytes with {found}; fetch it again, or give the folder of '
-        f"{name}'s own files with --config.data.raw_dir"
+        f'{source} is not the original of {name}: expected {info.size} bytes '
+        f'with SHA-256 {info.checksum}, got {len(content)} bytes with {found}; '
+        f"fetch it again, or give the folder of {name}'s own files with "
+        '--config.data.raw_dir'
       )
     arrays[info.filename] = _parse_idx(gzip.decompress(content))
   return arrays
 
 
 def _parse_idx(content):
-  """Returns the array of the bytes of an IDX file.
-
-  Raises:
-    ValueError: the bytes are not one array of unsigned bytes.
-  """
+  """Returns the array of the bytes of an IDX file; a ValueError is raised if
+  they are not one array of unsigned bytes."""
   rank = content[3] if content[:3] == b'\0\0\x08' and len(content) > 3 else 0
   start = 4 + 4 * rank
   if not rank or len(content) < start:
@@ -64,29 +62,29 @@ def _parse_idx(content):
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _download(name, url_infos, raw_dir, folder):
-  """Downloads the original files to a folder.
+def _download(name, url_infos, raw_dir):
+  """Returns the contents of the original files.
 
   TFDS's own downloader retries for minutes without a network, and waits forever
   for a host that does not answer.
   """
   import requests
 
-  host = next(iter(url_infos)).split('/')[2]
+  def get(url):
+    response = requests.get(url, timeout=_STALL_SECONDS)
+    response.raise_for_status()
+    return response.content
+
+  first = next(iter(url_infos))
   try:
-    _probe(next(iter(url_infos)))
-    for url, info in url_infos.items():
-      with requests.get(url, stream=True, timeout=_STALL_SECONDS) as response:
-        response.raise_for_status()
-        with open(folder / info.filename, 'wb') as file:
-          for block in response.iter_content(1 << 20):
-            file.write(block)
+    _probe(first)
+    return [get(url) for url in url_infos]
   except OSError as error:  # the base class of all errors of requests
     files = ', '.join(info.filename for info in url_infos.values())
     lacking = f'{raw_dir} lacks its files' if raw_dir else 'no raw_dir is given'
     raise InputError(
-      f'{name} is not prepared, {lacking}, and {host} does not send them: use '
-      'the variant :digits of the config, or '
+      f'{name} is not prepared, {lacking}, and {first.split("/")[2]} does not '
+      'send them: use the variant :digits of the config, or '
       f'--config.data.raw_dir=FOLDER (or $JAXCLUST_RAW_DIR) with {files}, or '
       f'--config.data.dir=FOLDER where TFDS has prepared {name}, or a network '
       f'({one_line(error)})'

@@ -1,7 +1,6 @@
 """Image sets by name, from an .npz or .npy file or from a folder of images."""
 
 import collections
-import contextlib
 import difflib
 import glob
 import math
@@ -81,7 +80,8 @@ def _read(name, data_dir, raw_dir, size):
     return _from_folder(name, path, size)
   if path.is_file():
     return _from_file(name, path)
-  known = sorted({'digits', *tfds.FAMILY, *tfds.prepared_names(data_dir)})
+  prepared = [n for p in ('*', '*/*') for n in tfds.prepared(data_dir, p)]
+  known = sorted({'digits', *tfds.FAMILY, *prepared})
   nearest = difflib.get_close_matches(name, known, n=1)
   raise InputError(
     f'unknown image set {name!r}'
@@ -114,8 +114,8 @@ def _from_file(name, path):
   if path.suffix == '.npy':
     return Dataset(name, _read_npy(path))
   arrays = read_npz(path)
-  known = ('images', 'labels', 'test_images', 'test_labels')
-  if 'images' not in arrays or not arrays.keys() <= set(known):
+  known = {'images', 'labels', 'test_images', 'test_labels'}
+  if 'images' not in arrays or not arrays.keys() <= known:
     raise InputError(
       f'{path} holds the keys {sorted(arrays)}: it must hold images and may '
       'hold labels, test_images and test_labels, nothing else'
@@ -146,75 +146,49 @@ def _from_folder(name, root, size):
       f'{root} holds no {", ".join(_EXTENSIONS)}: give a folder of images'
     )
   groups = [file.split(os.sep)[0] if os.sep in file else '' for file in files]
-  label_names, labels = np.unique(groups, return_inverse=True)
-  if label_names[0] == '' and len(label_names) > 1:
+  names, labels = np.unique(groups, return_inverse=True)
+  if names[0] == '' and len(names) > 1:
     raise InputError(
       f'{root / files[groups.index("")]} lies beside the sub-folders that are '
       'the labels: move it into one'
     )
-  images = _read_images([root / file for file in files], size)
-  dataset = Dataset(name, images, files=tuple(files))
-  if label_names[0] == '':
+  dataset = Dataset(name, _read_images(root, files, size), files=tuple(files))
+  if names[0] == '':
     return dataset
-  names = tuple(label_names.tolist())
-  return dataset._replace(labels=labels, label_names=names)
+  return dataset._replace(labels=labels, label_names=tuple(names.tolist()))
 
 
-def _read_images(paths, size):
-  """Returns files as one array of one size, in RGB if their modes differ."""
-  sizes, modes = zip(*map(_read_header, paths), strict=True)
-  size = size or _common_size(paths, sizes)
-  for path, mode in zip(paths, modes, strict=True):
+def _read_images(root, files, size):
+  """Returns files as one array of one size, in RGB if their modes differ.
+
+  All headers are read first, so that nothing is decoded that would not fit.
+  """
+  paths = [root / file for file in files]
+  sizes, modes = zip(*(_look(path, _header) for path in paths), strict=True)
+  ((usual, _),) = collections.Counter(sizes).most_common(1)
+  for path, found, mode in zip(paths, sizes, modes, strict=True):
+    if size is None and found != usual:
+      raise InputError(
+        f'{path} has {found[0]}x{found[1]} pixels (height x width), most images'
+        f' have {usual[0]}x{usual[1]}: resize all with '
+        f'--config.data.size={usual}'
+      )
     if mode[0] in 'IF':  # Pillow would clip the values of these modes
       raise InputError(
         f'{path} has mode {mode}, more than 8 bits per channel: convert it'
       )
   mode = _MODES.get(modes[0], 'RGB') if len(set(modes)) == 1 else 'RGB'
-  largest, found = max(
-    zip(paths, sizes, strict=True), key=lambda pair: math.prod(pair[1])
-  )
-  check_memory(largest, math.prod(found) * len(mode))
-  shape = (len(paths), *size, len(mode))
-  check_memory(paths[0].parent, math.prod(shape))
-  images = np.empty(shape, np.uint8)
-  for row, path in enumerate(paths):
-    images[row] = resize(_read_pixels(path, mode), size)
-  return images
+  areas = [math.prod(found) for found in sizes]
+  check_memory(paths[np.argmax(areas)], max(areas) * len(mode))
+  item = np.dtype((np.uint8, (*(size or usual), len(mode))))
+  check_memory(root, len(paths) * item.itemsize)
+  images = (_look(path, _pixels, mode) for path in paths)
+  resized = (resize(image, item.shape[:2]) for image in images)
+  return np.fromiter(resized, item, len(paths))
 
 
-def _common_size(paths, sizes):
-  """Returns the size that all files have, or raises an InputError."""
-  ((size, _),) = collections.Counter(sizes).most_common(1)
-  for path, found in zip(paths, sizes, strict=True):
-    if found != size:
-      raise InputError(
-        f'{path} has {found[0]}x{found[1]} pixels (height x width), most images'
-        f' have {size[0]}x{size[1]}: resize all with --config.data.size={size}'
-      )
-  return size
-
-
-def _read_header(path):
-  """Returns the (height, width) of an upright image, and its mode."""
-  with _opened(path) as image:
-    turned = _orientation(image) > 4
-    return image.size if turned else image.size[::-1], image.mode
-
-
-def _read_pixels(path, mode):
-  """Returns the pixels `[H, W, C]` of an upright image in a Pillow mode."""
-  from PIL import ImageOps
-
-  with _opened(path) as image:
-    if _orientation(image) > 1:
-      image = ImageOps.exif_transpose(image)
-    pixels = np.asarray(image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], len(mode))
-
-
-@contextlib.contextmanager
-def _opened(path):
-  """Opens an image; an error in the body names the path too."""
+def _look(path, read, *options):
+  """Returns what a function reads of an image file, if it is one."""
   from PIL import Image
 
   with (
@@ -222,15 +196,26 @@ def _opened(path):
     # Pillow runs other programs to decode some of the other formats.
     Image.open(path, formats=('PNG', 'JPEG')) as image,
   ):
-    yield image
+    return read(image, *options)
 
 
-def _orientation(image):
-  """Returns the camera's orientation, 1 to 8, from the header of an image.
+def _header(image):
+  """Returns the (height, width) of an image once it is upright, and its mode.
 
   If `info` has no EXIF, `getexif` would decode a whole PNG to look for it.
   """
   from PIL import ExifTags
 
   tags = image.getexif() if 'exif' in image.info else {}
-  return tags.get(ExifTags.Base.Orientation, 1)
+  is_turned = tags.get(ExifTags.Base.Orientation, 1) > 4
+  return image.size if is_turned else image.size[::-1], image.mode
+
+
+def _pixels(image, mode):
+  """Returns the pixels `[H, W, C]` of an upright image in a Pillow mode."""
+  from PIL import ImageOps
+
+  if 'exif' in image.info:
+    image = ImageOps.exif_transpose(image)
+  pixels = np.asarray(image.convert(mode))
+  return pixels.reshape(*pixels.shape[:2], len(mode))

@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import tempfile
-import uuid
 
 import numpy as np
 
@@ -20,38 +19,36 @@ from jaxclust.data import originals
 from jaxclust.data.images import Dataset, read_npz, reading, resize
 from jaxclust.errors import InputError, one_line
 
-# Sets that `prepare` can prepare: they share the file names of MNIST.
-FAMILY = ('fashion_mnist', 'kmnist', 'mnist')
+# Sets that `prepare` can prepare, which share the file names of MNIST -> the
+# class of TFDS.
+FAMILY = {'fashion_mnist': 'FashionMNIST', 'kmnist': 'KMNIST', 'mnist': 'MNIST'}
 
 # File name of the decoded copy in the folder of a prepared set.
 _COPY = 'jaxclust.npz'
 
 
-def find(name, data_dir):
-  """Returns the folder of the newest prepared version of a set, or None."""
-  if not re.fullmatch(r'\w+(/[\w.+-]+)?', name):
-    return None
+def prepared(data_dir, pattern):
+  """Returns folders of prepared sets, in their newest version, by name.
+
+  Args:
+    data_dir: folder of TFDS, a `Path`.
+    pattern: of the names; * stands for any part without a slash.
+  """
   # TFDS writes these two files last; a folder without them is incomplete.
   folders = [
     info.parent
-    for info in data_dir.glob(f'{name}/*/dataset_info.json')
+    for info in data_dir.glob(f'{pattern}/*/dataset_info.json')
     if re.fullmatch(r'\d+\.\d+\.\d+', info.parent.name)
     and (info.parent / 'features.json').is_file()
   ]
-  return max(
-    folders,
-    key=lambda folder: tuple(map(int, folder.name.split('.'))),
-    default=None,
-  )
+  folders.sort(key=lambda folder: tuple(map(int, folder.name.split('.'))))
+  return {f.parent.relative_to(data_dir).as_posix(): f for f in folders}
 
 
-def prepared_names(data_dir):
-  """Returns the names of all sets that are prepared under a folder."""
-  return {
-    info.parent.parent.relative_to(data_dir).as_posix()
-    for depth in ('*/*', '*/*/*')
-    for info in data_dir.glob(f'{depth}/dataset_info.json')
-  }
+def find(name, data_dir):
+  """Returns the folder of the newest prepared version of a set, or None."""
+  is_name = re.fullmatch(r'\w+(/[\w.+-]+)?', name)
+  return prepared(data_dir, name).get(name) if is_name else None
 
 
 def prepare(name, data_dir, raw_dir=None):
@@ -69,11 +66,7 @@ def prepare(name, data_dir, raw_dir=None):
   """
   from tensorflow_datasets.image_classification import mnist
 
-  upstream = {
-    'fashion_mnist': mnist.FashionMNIST,
-    'kmnist': mnist.KMNIST,
-    'mnist': mnist.MNIST,
-  }[name]
+  upstream = getattr(mnist, FAMILY[name])
   folder = data_dir / name / str(upstream.VERSION)
   if folder.is_dir():
     try:
@@ -82,8 +75,8 @@ def prepare(name, data_dir, raw_dir=None):
       raise InputError(
         f'{folder} does not hold a complete set: delete it and run again'
       ) from error
+  arrays = originals.read(name, upstream.url_infos, raw_dir)
   with _quiet(), tempfile.TemporaryDirectory() as scratch:
-    arrays = originals.read(name, upstream.url_infos, raw_dir, scratch)
     try:
       builder = _builder_class(upstream, name, arrays)(data_dir=data_dir)
       builder.download_and_prepare(
@@ -134,64 +127,58 @@ def read(name, folder, size):
   """
   info = (folder / 'dataset_info.json').read_bytes()
   source = hashlib.sha256(info).hexdigest()
-  copy = _read_copy(name, folder, source)
-  if copy is not None:
-    return copy
-
-  import tensorflow_datasets as tfds
-
-  with (
-    _quiet(),
-    reading(folder, 'a prepared set', 'delete it and prepare it again'),
-  ):
-    builder = tfds.builder_from_directory(folder)
-    features, splits = builder.info.features, builder.info.splits
-    image = _find_feature(features, tfds.features.Image, 'image')
-    label = _find_feature(features, tfds.features.ClassLabel, 'label')
-    if image is None or 'train' not in splits:
-      raise InputError(
-        f'{folder} has the features {list(features)} and the splits '
-        f'{list(splits)}: it needs an Image and a train split'
-      )
-    if None not in features[image].shape:
-      size = None
-    test = next((s for s in ('test', 'validation') if s in splits), None)
-    dataset = Dataset(
-      name,
-      *_read_split(builder, 'train', image, label, size),
-      *(_read_split(builder, test, image, label, size) if test else ()),
-    )
-    if label:
-      names = tuple(features[label].names or ())
-      dataset = dataset._replace(label_names=names)
-  if size is None:
-    _write_copy(folder, dataset, source)
-  return dataset
-
-
-def _read_copy(name, folder, source):
-  """Returns the decoded copy of a prepared set, or None if none is intact."""
   with contextlib.suppress(InputError, KeyError, TypeError):
     arrays = read_npz(folder / _COPY)
     if str(arrays.pop('source')) == source:
       label_names = tuple(map(str, arrays.pop('label_names')))
       return Dataset(name, **arrays, label_names=label_names)
-  return None
+  with (
+    _quiet(),
+    reading(folder, 'a prepared set', 'delete it and prepare it again'),
+  ):
+    dataset, is_whole = _decode(name, folder, size)
+  if is_whole:
+    _write_copy(folder, dataset, source)
+  return dataset
+
+
+def _decode(name, folder, size):
+  """Returns a `Dataset`, and whether it is as prepared, not resized."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder)
+  features, splits = builder.info.features, builder.info.splits
+  image = _find_feature(features, tfds.features.Image, 'image')
+  label = _find_feature(features, tfds.features.ClassLabel, 'label')
+  if image is None or 'train' not in splits:
+    raise InputError(
+      f'{folder} has the features {list(features)} and the splits '
+      f'{list(splits)}: it needs an Image and a train split'
+    )
+  if None not in features[image].shape:
+    size = None
+  test = next((s for s in ('test', 'validation') if s in splits), None)
+  dataset = Dataset(
+    name,
+    *_read_split(builder, 'train', image, label, size),
+    *(_read_split(builder, test, image, label, size) if test else ()),
+    label_names=tuple(features[label].names or ()) if label else (),
+  )
+  return dataset, size is None
 
 
 def _write_copy(folder, dataset, source):
   arrays = dataset._asdict() | {'source': source}
   del arrays['name'], arrays['files']
   arrays = {key: value for key, value in arrays.items() if value is not None}
-  part = folder / f'{_COPY}.{uuid.uuid4().hex}'
   # If the folder is read-only or the disk full, later reads decode again.
-  with contextlib.suppress(OSError):
-    try:
-      with open(part, 'wb') as file:
-        np.savez(file, **arrays)
-      os.replace(part, folder / _COPY)
-    finally:
-      part.unlink(missing_ok=True)
+  with (
+    contextlib.suppress(OSError),
+    tempfile.TemporaryDirectory(dir=folder) as scratch,
+  ):
+    part = os.path.join(scratch, _COPY)
+    np.savez(part, **arrays)
+    os.replace(part, folder / _COPY)
 
 
 def _find_feature(features, kind, preferred):
@@ -202,29 +189,24 @@ def _find_feature(features, kind, preferred):
 
 def _read_split(builder, split, image, label, size):
   """Returns the images and labels, which have these keys, of a split."""
-  total, count = builder.info.splits[split].num_examples, 0
-  images, labels = None, np.empty(total, np.int64) if label else None
-  for count, example in enumerate(_examples(builder, split), start=1):
+  images, labels = [], []
+  for row, example in enumerate(_examples(builder, split)):
     pixels = example[image]
-    if size is not None:
-      pixels = resize(pixels, size)
-    if images is None:
-      images = np.empty((total, *pixels.shape), pixels.dtype)
-    if pixels.shape != images.shape[1:]:
+    images.append(pixels if size is None else resize(pixels, size))
+    labels.append(example[label] if label else 0)
+    if images[row].shape != images[0].shape:
       raise InputError(
-        f'image {count - 1} of the {split} split of {builder.data_dir} has '
-        f'shape {pixels.shape}, those before it have {images.shape[1:]}: '
-        'resize all with --config.data.size=(H, W)'
+        f'image {row} of the {split} split of {builder.data_dir} has shape '
+        f'{images[row].shape}, those before it have {images[0].shape}: resize '
+        'all with --config.data.size=(H, W)'
       )
-    images[count - 1] = pixels
-    if label:
-      labels[count - 1] = example[label]
-  if not count or count != total:
+  total = builder.info.splits[split].num_examples
+  if not images or len(images) != total:
     raise InputError(
-      f'the {split} split of {builder.data_dir} holds {count} of {total} '
+      f'the {split} split of {builder.data_dir} holds {len(images)} of {total} '
       'images: delete the folder and prepare it again'
     )
-  return images, labels
+  return np.stack(images), np.array(labels, np.int64) if label else None
 
 
 def _examples(builder, split):
