@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxclust import workdir
+from jaxclust import runtime, workdir
 from jaxclust.errors import InputError, one_line
 
 _KEPT_CHECKPOINTS = 2
@@ -68,10 +68,10 @@ def _write(folder, state):
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(folder, ocp.args.StandardSave(state))
   except ValueError as error:
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is None:
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if found is None:
       raise
-    number = int(number[1])
+    number = int(found[1])
     raise OSError(number, os.strerror(number), str(folder)) from error
 
 
@@ -80,12 +80,8 @@ def restore(
 ) -> tuple[int, Any] | None:
   """Restores the newest undamaged checkpoint of a phase.
 
-  Renames damaged ones and warns about each.
-
-  Args:
-    path: the run directory.
-    phase: as saved.
-    like: a pytree of arrays, or of their shapes and dtypes, as saved.
+  Renames damaged ones and warns about each. The pytree `like` has arrays, or
+  their shapes and dtypes, as saved.
 
   Returns:
     The step and the state; None if there is no checkpoint.
@@ -198,8 +194,7 @@ def _read(folder, like):
 
 def _devices():
   """Names the kind and the number of devices, which change rounding."""
-  device = jax.devices()[0]
-  return f'{jax.device_count()} of {device.platform} ({device.device_kind})'
+  return f'{jax.device_count()} of {runtime.device()}'
 
 
 def _describe(state):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
 from jaxclust import signals
 from jaxclust.errors import InputError, RunError, one_line
@@ -24,12 +25,6 @@ _HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
 
 # Folders that are searched for configs: the current one, then the checkout.
 _ROOTS = (pathlib.Path(), pathlib.Path(__file__).parent.parent)
-
-# Name of a program -> the words that a user types; others are scripts.
-_PROGRAMS = {
-  'jaxclust': ['jaxclust'],
-  '__main__.py': ['python', '-m', 'jaxclust'],
-}
 
 # Descriptions of the types of config values.
 _KINDS = {
@@ -102,8 +97,11 @@ def _fail(error, status):
 
 def _command(argv):
   """Returns the command line as a user types it."""
-  name = os.path.basename(argv[0])
-  program = _PROGRAMS.get(name, ['python', argv[0]])
+  programs = {
+    'jaxclust': ['jaxclust'],
+    '__main__.py': ['python', '-m', 'jaxclust'],
+  }
+  program = programs.get(os.path.basename(argv[0]), ['python', argv[0]])
   return shlex.join([*program, *argv[1:]])
 
 
@@ -116,12 +114,12 @@ def _parse(argv):
     ValueError: if a flag or the config cannot be used.
   """
   first = flags.FlagValues()
-  example = 'An experiment, as configs/gmm.py or configs/gmm.py:digits.'
-  flags.DEFINE_string('config', None, example, flag_values=first)
-  place = 'The run directory; a new one under runs/ by default.'
-  flags.DEFINE_string('workdir', None, place, flag_values=first)
-  debug = 'Whether to print the traceback of an unexpected error.'
-  flags.DEFINE_boolean('debug', False, debug, flag_values=first)
+  text = 'An experiment, as configs/gmm.py or configs/gmm.py:digits.'
+  flags.DEFINE_string('config', None, text, flag_values=first)
+  text = 'The run directory; a new one under runs/ by default.'
+  flags.DEFINE_string('workdir', None, text, flag_values=first)
+  text = 'Whether to print the traceback of an unexpected error.'
+  flags.DEFINE_boolean('debug', False, text, flag_values=first)
   if _HELP & set(argv):
     print(f'{__doc__}\nFlags:\n{first.get_help()}')
     return None, None
@@ -209,13 +207,11 @@ def _names(config, prefix='config'):
 
 def _mistyped(config, error):
   """Returns the error for a value of a wrong type, naming the right one."""
-  found = re.match(r'flag --(config\.(?:(.+)\.)?(\w+))=(.*?): ', str(error))
+  found = re.match(r'flag --config\.(.*?)=(.*?): ', str(error))
   if not found:
     return error
-  name, groups, key, value = found.groups()
-  for group in groups.split('.') if groups else ():
-    config = config[group]
-  kind = config.get_type(key)
+  name, value = found.groups()
+  kind = config_path.get_type(name, config)
   return InputError(
-    f'{name} is {value!r}: it must be {_KINDS.get(kind, kind.__name__)}'
+    f'config.{name} is {value!r}: it must be {_KINDS.get(kind, kind.__name__)}'
   )

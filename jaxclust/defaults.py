@@ -27,14 +27,10 @@ VARIANTS = ('fashion_mnist', 'digits')
 
 
 def base(experiment: str, variant: str) -> ConfigDict:
-  """What all experiments have: a name, a seed, data.
-
-  Args:
-    experiment: of `experiments.EXPERIMENTS`.
-    variant: of `VARIANTS`.
+  """What all experiments have: a name in `experiments.EXPERIMENTS`, seed, data.
 
   Raises:
-    ValueError: for another variant.
+    ValueError: for a variant that is not among `VARIANTS`.
   """
   if variant not in VARIANTS:
     raise ValueError(
@@ -53,13 +49,9 @@ def base(experiment: str, variant: str) -> ConfigDict:
 def pipeline(
   variant: str, stages: tuple[str, ...], clusterer: str
 ) -> ConfigDict:
-  """From images to clusters.
-
-  Args:
-    variant: of `VARIANTS`.
-    stages: methods of `methods.METHODS`, one after another.
-    clusterer: of `ALGORITHMS`; '' if the last stage assigns images itself.
-  """
+  """From images to clusters: stages are methods of `methods.METHODS`, one after
+  another; the clusterer is one of `ALGORITHMS`, or '' if the last stage assigns
+  images itself."""
   config = base('cluster', variant)
   config.num_seeds = 1  # runs, with seeds from there on
   config.stages = stages

@@ -2,36 +2,45 @@
 
 An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
-files. It resumes what an earlier process of the same run has saved; a sweep and
-a benchmark begin again.
+files. It resumes what an earlier process of the same run has saved. Beside this
+pipeline there are predictions, sweeps and benchmarks; these two begin again.
 
-Axes: N images, H height, W width, C channels, D features, K clusters.
+Axes: N images, D features, K clusters.
 """
 
 import contextlib
+import csv
 import errno
 import functools
+import io
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import (
+  benchmark,
   checks,
   data,
+  model,
+  phases,
   pipeline,
   runtime,
+  selection,
   signals,
-  studies,
-  validation,
   workdir,
 )
+from jaxclust.algorithms.assignment import Assignment
+from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
 from jaxclust.pipeline import timed
-from jaxclust.report import board, console, page
+from jaxclust.report import board, console, figures, page
 
 # Errors of a disk that takes no more.
 _DISK_ERRORS = {
@@ -42,52 +51,8 @@ _DISK_ERRORS = {
   errno.EIO,
 }
 
-
-class Experiment(NamedTuple):
-  """What runs from the data to the summary."""
-
-  show: Callable  # (config, summary): the last thing that a person sees
-  needs: str  # what only configs of this experiment have
-  check: Callable | None = None  # (config, dataset): before any compiling
-  run: Callable | None = None  # (config, dataset, path, seconds) -> its part of
-  # the summary, and the sections of the page
-  load: Callable = lambda config: data.load(**config.data)  # -> the dataset
-  title: Callable = lambda config: config.experiment
-  bind: Callable = lambda config: {}  # -> fields that the config decides
-
-
-EXPERIMENTS = {
-  'cluster': Experiment(
-    check=validation.check_pipeline,
-    run=pipeline.run,
-    show=lambda config, summary: console.closing_table(
-      summary, reference(config)
-    ),
-    needs='clusterer',
-    title=pipeline.title,
-  ),
-  'predict': Experiment(
-    show=lambda config, summary: _show_prediction(config, summary),
-    needs='run',
-    bind=studies.prediction,
-  ),
-  'sweep': Experiment(
-    check=studies.check_sweep,
-    run=studies.run_sweep,
-    show=lambda config, summary: console.sweep_table(
-      summary['sweep'], summary['choices']
-    ),
-    needs='sweep',
-  ),
-  'benchmark': Experiment(
-    check=studies.check_benchmark,
-    run=studies.run_benchmark,
-    show=lambda config, summary: console.benchmark_table(
-      summary['rows'], summary['limits']
-    ),
-    needs='benchmark',
-  ),
-}
+# Images of each cluster in the gallery.
+_TYPICAL = 12
 
 
 def run(
@@ -95,10 +60,8 @@ def run(
 ) -> pathlib.Path:
   """Runs an experiment, or resumes one that an earlier process left.
 
-  Args:
-    config: as in `configs/`.
-    directory: the run directory; a new one under `runs/` if None.
-    command: what was typed, for the page to tell.
+  A config is as in `configs/`. The run directory is a new one under `runs/` if
+  None; the command is what was typed, for the page to tell.
 
   Returns:
     The run directory.
@@ -116,11 +79,12 @@ def run(
   runtime.prepare()
   seconds = {}
   with _recorded_warnings() as messages:
-    experiment = _check(config)
+    _check(config)
+    title = name = config.experiment
     with timed(seconds, 'data'):
-      dataset = experiment.load(config)
-    experiment.check(config, dataset)
-    title = experiment.title(config)
+      dataset, find = EXPERIMENTS[name][1](config)
+    if name == 'cluster':
+      title = pipeline.title(config)
     if directory is None:
       name = pathlib.Path(dataset.name).stem  # it may be a path
       directory = workdir.new_path(f'{title}-{name}')
@@ -129,33 +93,33 @@ def run(
         f'{title} on {dataset.name} ({len(dataset.images):,} images), '
         f'{runtime.device()}, in {path}'
       )
-      summary = {'experiment': title} | _circumstances(config, dataset)
-      with contextlib.ExitStack() as stack:
-        stack.enter_context(_explaining_how_to_resume(path))
-        if config.get('tensorboard'):
-          read = functools.partial(workdir.read_log, path)
-          stack.enter_context(board.mirror(path / 'tensorboard', read))
-        found, sections = experiment.run(config, dataset, path, seconds)
-        summary |= found
+      mirrored = board.mirror(path) if config.get('tensorboard') else None
+      with (
+        _explaining_how_to_resume(path),
+        mirrored or contextlib.nullcontext(),
+      ):
+        found, sections = find(path, seconds)
+        summary = _circumstances(title, config, dataset) | found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
         summary['warnings'] = messages
+        published = _published(config)
         html = page.render(
-          summary, config.to_dict(), reference(config), sections, command
+          summary, config.to_dict(), published, sections, command
         )
-        workdir.write_text(path, 'report.html', html)
+        workdir.write(path, 'report.html', html.encode())
         workdir.write_json(path, 'summary.json', summary)
-      experiment.show(config, summary)
+      console.results(summary, published)
   return path
 
 
 def _check(config):
-  """Checks what all experiments have in common; returns the one to be run."""
+  """Checks what all experiments have in common."""
   name = config.experiment
   checks.check_choice('config.experiment', name, EXPERIMENTS)
-  if EXPERIMENTS[name].needs not in config:
+  if EXPERIMENTS[name][0] not in config:
     raise InputError(
       f'config.experiment is {name!r}, but there is no '
-      f'config.{EXPERIMENTS[name].needs}: take a config that has it'
+      f'config.{EXPERIMENTS[name][0]}: take a config that has it'
     )
   seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   checks.check_count('config.num_seeds', num_seeds)
@@ -166,14 +130,13 @@ def _check(config):
     )
   if config.get('tensorboard'):
     board.check()
-  experiment = EXPERIMENTS[name]
-  return experiment._replace(**experiment.bind(config))
 
 
-def _circumstances(config, dataset):
+def _circumstances(title, config, dataset):
   """What was run, on what and with what."""
   test = dataset.test_images
   return {
+    'experiment': title,
     'dataset': {
       'name': dataset.name,
       'num_train': len(dataset.images),
@@ -187,20 +150,10 @@ def _circumstances(config, dataset):
   }
 
 
-def reference(config: ConfigDict) -> dict:
+def _published(config):
   """The published scores of the same images, if there are any."""
   found = config.get('reference', ConfigDict()).to_dict()
   return found if found.get('dataset') == config.data.name else {}
-
-
-def _show_scores(config, summary):
-  console.closing_table(summary, reference(config))
-
-
-def _show_prediction(config, summary):
-  console.say('predictions.csv has the cluster of each image')
-  if console.headline(summary, {}):
-    _show_scores(config, summary)
 
 
 @contextlib.contextmanager
@@ -232,8 +185,7 @@ def _recorded_warnings() -> Iterator[list[str]]:
   """Prints warnings as lines, and collects them."""
   messages = []
 
-  def show(message, category, filename, lineno, file=None, line=None):
-    del category, filename, lineno, file, line
+  def show(message, *place, **options):
     messages.append(str(message))
     console.say(f'warning: {message}')
 
@@ -241,3 +193,166 @@ def _recorded_warnings() -> Iterator[list[str]]:
     warnings.simplefilter('always', UserWarning)
     warnings.showwarning = show
     yield messages
+
+
+def prepare_prediction(config: Any) -> tuple[Dataset, Callable]:
+  """Loads a model, and images, which are made like those of its run."""
+  own = model.load(config.run)
+  size = own.image_shape[:2]
+  if data.as_size(config.data.size) not in (None, size):
+    raise InputError(
+      f'config.data.size is {config.data.size}, but {config.run} takes images '
+      f'of {size}: leave it out'
+    )
+  dataset = data.load(**config.data.to_dict() | {'size': size})
+  dataset = data.with_channels(dataset, own.image_shape[2])
+  page.check_embedding(config.embedding)
+  for images in pipeline.splits_of(dataset).values():
+    model.check_images(images, own.method is not None)
+  return dataset, functools.partial(_predict, own, config, dataset)
+
+
+def _predict(own, config, dataset, path, seconds):
+  """Finds the clusters of all images; writes predictions.csv."""
+  splits = pipeline.splits_of(dataset)
+  if dataset.test_images is None:
+    splits = {'images': dataset.images}
+  first, num_clusters = next(iter(splits)), len(own.centers)
+  with timed(seconds, 'predict'):
+    points = {split: own.points(images) for split, images in splits.items()}
+    found = {split: own.judge(x) for split, x in points.items()}
+    write_predictions(path, found, dataset.files)
+  with timed(seconds, 'figures'):
+    scores = pipeline.label_scores(dataset, found, num_clusters)
+    findings = pipeline.find(dataset, own, points[first], found[first], scores)
+    sections = page.draw(findings, path / 'figures', config.embedding)
+    rows, titles = typical(found[first], num_clusters, _TYPICAL)
+    gallery = path / 'figures' / 'gallery.png'
+    figures.gallery(gallery, findings.images, rows, titles)
+  if config.export:
+    with timed(seconds, 'export'):
+      model.export(own, path / 'model.jaxexport')
+  console.say('predictions.csv has the cluster of each image')
+  return {'run': os.path.abspath(config.run), **scores}, sections
+
+
+def typical(
+  found: Assignment, num_clusters: int, count: int
+) -> tuple[list[np.ndarray], list[str]]:
+  """The images that fit each of K clusters best, the best first.
+
+  Returns:
+    Rows of at most `count` images of each cluster, and a title with its size.
+  """
+  labels = np.asarray(found.labels)
+  order = np.argsort(found.outlier_score, kind='stable')
+  rows = [order[labels[order] == k] for k in range(num_clusters)]
+  titles = [f'{k} ({len(own):,})' for k, own in enumerate(rows)]
+  return [own[:count] for own in rows], titles
+
+
+def write_predictions(
+  path: pathlib.Path, found: dict[str, Assignment], files: Sequence[str]
+) -> None:
+  """Writes `predictions.csv` into a run directory: a row for each image of all
+  splits. Without names of files, each is called `split/number`."""
+  names = files or [
+    f'{split}/{row}' for split, a in found.items() for row in range(len(a[0]))
+  ]
+  columns = map(np.concatenate, zip(*found.values(), strict=True))
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(('file', 'cluster', *Assignment._fields[1:]))
+  writer.writerows(zip(names, *columns, strict=True))
+  # Python decodes file names that are not UTF-8 to surrogates.
+  content = text.getvalue().encode(errors='surrogateescape')
+  workdir.write(path, 'predictions.csv', content)
+
+
+def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks the options of a sweep."""
+  dataset = data.load(**config.data)
+  num_features, _ = pipeline.check_stages(config, dataset)
+  selection.check_options(len(dataset.images), num_features, **config.sweep)
+  return dataset, functools.partial(_sweep, config, dataset)
+
+
+def _sweep(config, dataset, path, seconds):
+  """Clusters into each number of clusters, then scores all at once."""
+  seeds, counts = [config.seed], tuple(config.sweep.num_clusters)
+  represented = pipeline.represent(config, dataset, seeds, path, seconds)
+  x = next(represented).points['train']
+  workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
+  records, labels = [], []
+  key = jax.random.fold_in(jax.random.key(config.seed), phases.CLUSTERS)
+  with (
+    timed(seconds, 'sweep', quietly=True),
+    console.progress('sweep', len(counts)) as show,
+  ):
+    for record in selection.sweep(key, x, **config.sweep):
+      labels.append(record.pop('labels'))
+      workdir.log(path, phase='sweep', **record)
+      records.append(record)
+      show(len(records), f'{record["num_clusters"]} clusters')
+  with timed(seconds, 'silhouette'):
+    scores = selection.silhouette(x, np.stack(labels), counts)
+    for record, score in zip(records, scores.tolist(), strict=True):
+      record['silhouette'] = score if np.isfinite(score) else None
+  choices = selection.choose(records)
+  chart = figures.sweep(path / 'figures' / 'sweep.png', records, choices)
+  section = page.Section(
+    'Criteria',
+    'What each criterion says of each number of clusters, and its choice.',
+    charts=[(chart, 'criteria over the number of clusters')],
+  )
+  return {'sweep': records, 'choices': choices}, [section]
+
+
+def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks the options of a benchmark."""
+  dataset = data.load(**config.data)
+  model.check_images(dataset.images, True)
+  options = config.benchmark.to_dict()
+  benchmark.check_options(dataset.images.shape, **options)
+  return dataset, functools.partial(_benchmark, config, dataset)
+
+
+def _benchmark(config, dataset, path, seconds):
+  """Measures this code against its peers; writes benchmark.json."""
+  key, options = jax.random.key(config.seed), config.benchmark.to_dict()
+  workdir.rewind_log(path, 'row', 0, phase='benchmark')
+  rows = []
+  with (
+    timed(seconds, 'benchmark', quietly=True),
+    console.progress('benchmark', benchmark.num_rows(**options)) as show,
+  ):
+    records = benchmark.run(key, jnp.asarray(dataset.images), **options)
+    limits = next(records)
+    try:
+      for record in records:
+        rows.append(record)
+        workdir.log(path, phase='benchmark', row=len(rows), **record)
+        show(len(rows), record['name'])
+    except benchmark.MismatchError as error:
+      raise RunError(str(error)) from error
+  results = {'limits': limits, 'rows': rows, 'peers': benchmark.versions()}
+  machine = {'device': runtime.device(), 'versions': runtime.versions()}
+  workdir.write_json(path, 'benchmark.json', results | machine)
+  chart = figures.benchmark(path / 'figures' / 'benchmark.png', rows)
+  section = page.Section(
+    'Speeds',
+    'Times of the others for the same work, in multiples of ours.',
+    charts=[(chart, 'ratios of seconds')],
+  )
+  return results, [section]
+
+
+# Name -> what only configs of this experiment have, and a function of the
+# config. It loads and checks the data, and returns them and what makes the
+# results: `(path, seconds) -> summary, sections`.
+EXPERIMENTS = {
+  'cluster': ('clusterer', pipeline.prepare),
+  'predict': ('run', prepare_prediction),
+  'sweep': ('sweep', prepare_sweep),
+  'benchmark': ('benchmark', prepare_benchmark),
+}

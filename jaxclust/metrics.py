@@ -16,12 +16,7 @@ from scipy import optimize
 
 
 def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
-  """Scores a clustering against the true classes.
-
-  Args:
-    classes: `[N]` true classes.
-    labels: `[N]` clusters, 0 to K - 1.
-    num_clusters: K.
+  """Scores a clustering `[N]`, 0 to K - 1, against the true classes `[N]`.
 
   Returns:
     'ari': the adjusted Rand index.
@@ -40,7 +35,7 @@ def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
   """
   classes = np.unique(classes, return_inverse=True)[1]
   table = confusion(classes, labels, num_clusters)
-  rows, columns = match(table)
+  matched = optimize.linear_sum_assignment(table, maximize=True)
   largest = table.max(axis=0)
   sizes = np.maximum(table.sum(axis=0), 1)
   return {
@@ -48,7 +43,7 @@ def scores(classes: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict:
     'nmi': float(sklearn.metrics.normalized_mutual_info_score(classes, labels)),
     'ami': float(sklearn.metrics.adjusted_mutual_info_score(classes, labels)),
     'v_measure': float(sklearn.metrics.v_measure_score(classes, labels)),
-    'acc': float(table[rows, columns].sum() / table.sum()),
+    'acc': float(table[matched].sum() / table.sum()),
     'purity': float(largest.sum() / table.sum()),
     'cluster_purity': (largest / sizes).tolist(),
   }
@@ -58,8 +53,6 @@ def confusion(
   classes: np.ndarray, labels: np.ndarray, num_clusters: int
 ) -> np.ndarray:
   """Returns counts `[C, K]` of points by sorted true class and by cluster.
-
-  Args and errors are those of `scores`.
 
   >>> confusion(np.array(['b', 'a', 'b']), np.array([0, 1, 0]), 2)
   array([[0, 1],
@@ -71,29 +64,12 @@ def confusion(
   return table
 
 
-def match(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Matches classes and clusters one to one so that most points agree.
-
-  Args:
-    table: `[C, K]` counts.
-
-  Returns:
-    min(C, K) classes in rising order, and the cluster of each.
-
-  >>> match(np.array([[0, 1], [2, 0]]))
-  (array([0, 1]), array([1, 0]))
-  """
-  return optimize.linear_sum_assignment(table, maximize=True)
-
-
 def over_seeds(rows: list[dict]) -> dict:
   """Mean and standard deviation of the scores of several seeds.
 
   Purities are compared by rank, as clusters have no common order. The mean of a
-  score is over the seeds that have it.
-
-  Args:
-    rows: for each seed its number, and nested dicts of scores.
+  score is over the seeds that have it. A row has a seed and nested dicts of its
+  scores.
 
   Returns:
     The rows as 'seeds', and 'mean' and 'std' of their numbers.

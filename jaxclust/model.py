@@ -10,6 +10,7 @@ K clusters.
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,34 +40,6 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 _BLOCK_BYTES = 2**26
 
 
-class Encoder(NamedTuple):
-  """A trained network, whose embeddings are divided by a scale."""
-
-  method: Method
-  params: Any
-  scale: jax.Array  # [1, D] or [1, 1]
-  batch_size: int
-
-  def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
-    """Points `[N, D]` of images `[N, H, W, C]`, wherever these are."""
-    return self._apply(encoding.embed, images) / self.scale
-
-  def errors(self, images: jax.Array | np.ndarray) -> jax.Array:
-    """Mean squared errors `[N]` of the reconstructions of images."""
-    return self._apply(encoding.errors, images)
-
-  def decode(self, points: jax.Array) -> jax.Array:
-    """Images `[N, H, W, C]` of points `[N, D]`."""
-    return self._apply(encoding.decode, jnp.asarray(points) * self.scale)
-
-  def reconstruct(self, images: jax.Array | np.ndarray) -> jax.Array:
-    """The reconstructions of images `[N, H, W, C]`."""
-    return self.decode(self.encode(images))
-
-  def _apply(self, fn, array):
-    return jnp.asarray(fn(self.method, self.params, array, self.batch_size))
-
-
 class Model(NamedTuple):
   """Takes images to points, and points to clusters.
 
@@ -76,8 +49,10 @@ class Model(NamedTuple):
 
   recipe: dict  # names and options, as JSON has them
   clusters: Any  # centers [K, D] or GMMParams
-  assigner: Assigner
-  encoder: Encoder | None  # None where the pixels are the points
+  assigner: Assigner | None
+  method: Method | None  # None where the pixels are the points
+  params: Any  # of the method
+  scale: Any  # [1, D] or [1, 1], that its embeddings are divided by
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -129,9 +104,21 @@ class Model(NamedTuple):
   def decode(self, x: jax.Array) -> jax.Array:
     """Images `[N, H, W, C]` float32 of points `[N, D]`; those of a network lie
     in [0, 1]."""
-    if self.encoder is None:
-      return jnp.asarray(x).reshape(len(x), *self.image_shape)
-    return jnp.clip(self.encoder.decode(x), 0, 1)
+    x = jnp.asarray(x)
+    if self.method is None:
+      return x.reshape(len(x), *self.image_shape)
+    return jnp.clip(self.apply(encoding.decode, x * self.scale), 0, 1)
+
+  def points(self, images: jax.Array | np.ndarray) -> jax.Array:
+    """Points `[N, D]` of images, unchecked, wherever these are."""
+    if self.method is None:
+      return encoding.as_points(jnp.asarray(images))
+    return self.apply(encoding.embed, images) / self.scale
+
+  def apply(self, fn: Callable, array: jax.Array | np.ndarray) -> jax.Array:
+    """What a function of `encoding` makes of an array `[N, ...]`."""
+    size = self.recipe['batch_size']
+    return jnp.asarray(fn(self.method, self.params, array, size))
 
   def assign(self, x: jax.Array) -> jax.Array:
     """Clusters `[N]` int32 of points `[N, D]`."""
@@ -160,8 +147,8 @@ class Model(NamedTuple):
       range(0, len(images), size),
       lambda start: jax.device_put(images[start : start + size]),
     ):
-      check_images(block, self.encoder is not None)
-      parts.append(fn(to_points(block, self.encoder)))
+      check_images(block, self.method is not None)
+      parts.append(fn(self.points(block)))
     return jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
   def _checked(self, images):
@@ -182,15 +169,6 @@ class Model(NamedTuple):
         f'images are {images.dtype}: give uint8, or floats as the run had them'
       )
     return images
-
-
-def to_points(
-  images: jax.Array | np.ndarray, encoder: Encoder | None
-) -> jax.Array:
-  """Points `[N, D]` of images `[N, H, W, C]`: embeddings, or else pixels."""
-  if encoder is None:
-    return encoding.as_points(jnp.asarray(images))
-  return encoder.encode(images)
 
 
 def check_images(images: jax.Array | np.ndarray, encoded: bool) -> None:
@@ -236,56 +214,50 @@ def stage_options(config: Any, stage: str) -> tuple[dict, dict]:
   return training | {n: v for n, v in own.items() if n in training}, method
 
 
-def method_of(recipe: dict) -> Method:
-  """The method of a recipe, on its network."""
+def method_of(recipe: dict) -> Method | None:
+  """The method of a recipe on its network, if it has one."""
+  if not recipe['method']:
+    return None
   network = networks.build(recipe['image_shape'], **recipe['network'])
   return METHODS[recipe['method']](network, **recipe['method_options'])
 
 
-def assemble(recipe: dict, params: Any, scale: Any, clusters: Any) -> Model:
-  """The model of a recipe.
+def assemble(
+  recipe: dict, params: Any = None, scale: Any = None, clusters: Any = None
+) -> Model:
+  """The model of a recipe from `make_recipe`.
 
-  Args:
-    recipe: from `make_recipe`.
-    params: of the method, if there is one.
-    scale: `[1, D]` or `[1, 1]`, that its embeddings are divided by.
-    clusters: of the clusterer; those of the method itself if there is none.
+  A method has parameters and a scale `[1, D]` or `[1, 1]`, a clusterer has
+  clusters.
   """
-  encoder = None
-  if recipe['method']:
-    method = method_of(recipe)
-    encoder = Encoder(method, params, scale, recipe['batch_size'])
+  method, assigner = method_of(recipe), None
   if recipe['clusterer']:
     options = recipe['clusterer_options']
     assigner = ALGORITHMS[recipe['clusterer']].assigner(options)
-  else:
+  elif method and method.assigner:
     assigner, clusters = method.assigner, method.clusters(params)
-  return Model(recipe, clusters, assigner, encoder)
+  return Model(recipe, clusters, assigner, method, params, scale)
 
 
 def save(path: pathlib.Path, model: Model) -> None:
   """Writes a model into a run directory, as arrays and a recipe in JSON."""
-  arrays = {'format': _FORMAT, 'recipe': json.dumps(model.recipe)}
-  if model.encoder is not None:
-    arrays |= _flatten('params', model.encoder.params)
-    arrays['scale'] = model.encoder.scale
+  parts = {'params': model.params, 'scale': model.scale}
   if model.recipe['clusterer']:
-    arrays |= _flatten('clusters', model.clusters)
-  workdir.write_arrays(path, FILE, **arrays)
+    parts['clusters'] = model.clusters
+  recipe = json.dumps(model.recipe)
+  arrays = _flatten(parts)
+  workdir.write_arrays(path, FILE, format=_FORMAT, recipe=recipe, **arrays)
 
 
-def _flatten(prefix, tree):
+def _flatten(tree):
   return {
-    '/'.join([prefix, *(keystr((key,), simple=True) for key in place)]): leaf
+    keystr(place, simple=True, separator='/'): leaf
     for place, leaf in tree_leaves_with_path(tree)
   }
 
 
 def load(path: str | pathlib.Path) -> Model:
-  """Loads the model of a finished run; its data are not needed.
-
-  Args:
-    path: the run directory.
+  """Loads the model of a finished run from its directory, without its data.
 
   Raises:
     InputError: if there is no such directory, its run is not finished or leaves
@@ -327,32 +299,31 @@ def _parse(arrays):
   """The model that arrays hold; raises any kind of error if they do not."""
   recipe = workdir.parse_object(str(arrays['recipe']).encode())
   height, width, channels = recipe['image_shape']
-  for size in (height, width, channels, recipe.get('batch_size', 1)):
+  for size in (height, width, channels):
     check_count('a size', size)
-  params, scale, clusters = None, None, None
-  num_features = height * width * channels
+  like, num_features = {}, height * width * channels
   if recipe['method']:
+    check_count('a size', recipe['batch_size'])
     networks.check_options(**recipe['network'])
     method = method_of(recipe)
     num_features = method.code_size
     key = jax.eval_shape(lambda: jax.random.key(0))
-    like = jax.eval_shape(lambda key: method.init(key, None), key)
-    params = _fill('params', like, arrays)
+    like['params'] = jax.eval_shape(lambda key: method.init(key, None), key)
     one_or_each = 1 if arrays['scale'].shape == (1, 1) else num_features
-    like = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
-    scale = _fill('scale', like, arrays)
+    like['scale'] = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
   if recipe['clusterer']:
-    clusterer = ALGORITHMS[recipe['clusterer']]
-    like = clusterer.like(num_features, recipe['clusterer_options'])
-    clusters = _fill('clusters', like, arrays)
-  return assemble(recipe, params, scale, clusters)
+    clusterer, options = recipe['clusterer'], recipe['clusterer_options']
+    like['clusters'] = ALGORITHMS[clusterer].like(num_features, options)
+  model = assemble(recipe, **_fill(like, arrays))
+  if model.assigner is None:
+    raise ValueError('nothing in it assigns images')
+  return model
 
 
-def _fill(prefix, like, arrays):
+def _fill(like, arrays):
   """A pytree of shapes with arrays in their places."""
-  names = _flatten(prefix, like)
   leaves = []
-  for name, shape in names.items():
+  for name, shape in _flatten(like).items():
     array = arrays[name]
     if array.shape != shape.shape or array.dtype != shape.dtype:
       raise ValueError(
@@ -372,16 +343,15 @@ def export(model: Model, path: str | pathlib.Path) -> None:
   """
 
   def predict(images):
-    if model.encoder is None:
+    if model.method is None:
       return model.assign(encoding.as_points(images))
-    method, params, scale, _ = model.encoder
-    return model.assign(
-      method.embed(params, encoding.as_pixels(images)) / scale
-    )
+    pixels = encoding.as_pixels(images)
+    x = model.method.embed(model.params, pixels) / model.scale
+    return model.assign(x)
 
   shape = (*jax.export.symbolic_shape('b'), *model.image_shape)
   exported = jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
     jax.ShapeDtypeStruct(shape, jnp.uint8)
   )
   path = pathlib.Path(path)
-  workdir.write_bytes(path.parent, path.name, exported.serialize())
+  workdir.write(path.parent, path.name, exported.serialize())

@@ -7,7 +7,6 @@ Axes: R runs (one for each seed) or restarts, N points, S steps, D features,
 K clusters.
 """
 
-import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -31,6 +30,9 @@ _SECONDS_BETWEEN_CHECKPOINTS = 10
 # Maximum steps of a clusterer per device call, which keeps progress visible.
 _MOST_STEPS = 100
 
+# Options of a clusterer that tell when it ends.
+_ENDS = ('max_steps', 'tol')
+
 
 def draw_keys(seeds: Sequence[int]) -> jax.Array:
   """A random key for each seed `[R]`."""
@@ -44,14 +46,8 @@ def train(
   seeds: Sequence[int],
   previous: Any = None,
 ) -> tuple[Any, list[dict]]:
-  """Trains the networks of R seeds.
-
-  Args:
-    path: the run directory.
-    phase: the name of the stage, for log and checkpoints.
-    plan: of the training.
-    seeds: of its keys.
-    previous: parameters `[R, ...]` of the stage before, if there was one.
+  """Trains the networks of R seeds; `previous` has the parameters `[R, ...]` of
+  the stage before, and a phase is named after its stage.
 
   Returns:
     The parameters `[R, ...]`, and what was logged of the epoch they are from.
@@ -63,16 +59,19 @@ def train(
   restored = checkpoints.restore(path, phase, course)
   begun, course = restored or (0, training.start(plan, course))
   workdir.rewind_log(path, 'epoch', begun // plan.steps_per_epoch, phase=phase)
-  num_epochs = plan.options['num_epochs']
+  saver = _Saver(path, phase, begun)
   with (
-    _Saver(path, phase, begun) as saver,
-    console.progress(phase, num_epochs) as show,
+    signals.postponed(),
+    console.progress(phase, plan.options['num_epochs']) as show,
   ):
     try:
       for now in training.run(plan, course):
         course = now.course
         if now.losses is not None:
-          _log_epoch(path, phase, seeds, now)
+          for run in np.flatnonzero(now.active):
+            losses = {name: float(v[run]) for name, v in now.losses.items()}
+            record = {'seed': seeds[run], 'epoch': now.epoch, **losses}
+            workdir.log(path, phase=phase, **record, seconds=now.seconds)
           means = {k: v[now.active].mean() for k, v in now.losses.items()}
           show(now.epoch, _text(means | {'seconds': now.seconds}))
         saver.save(now.step, course)
@@ -82,63 +81,47 @@ def train(
         kept = f'the checkpoint of step {saver.last} is kept'
       raise RunError(f'{error} ({kept})') from error
     saver.save(int(course.state.step[0]), course, final=True)
-  epochs = training.final_epochs(plan, course)
-  records = [
-    _record_of(path, phase, seed, epoch)
-    for seed, epoch in zip(seeds, epochs, strict=True)
-  ]
+  records = []
+  for seed, epoch in zip(
+    seeds, training.final_epochs(plan, course), strict=True
+  ):
+    found = workdir.read_log(path, phase=phase, seed=seed, epoch=epoch)
+    records += found[:1] or [{'epoch': epoch}]  # a user may have lost the file
   return training.final_params(plan, course), records
-
-
-def _log_epoch(path, phase, seeds, now):
-  for run in np.flatnonzero(now.active):
-    losses = {name: float(values[run]) for name, values in now.losses.items()}
-    record = {'seed': seeds[run], 'epoch': now.epoch, **losses}
-    workdir.log(path, phase=phase, **record, seconds=now.seconds)
-
-
-def _record_of(path, phase, seed, epoch):
-  """The log's record of an epoch; a user may have lost the file."""
-  records = workdir.read_log(path, phase=phase, seed=seed, epoch=epoch)
-  return records[0] if records else {'epoch': epoch}
 
 
 def cluster(
   path: pathlib.Path, name: str, seed: int, x: jax.Array, options: dict
 ) -> tuple[Any, Any]:
-  """Steps all restarts of a clusterer until they stop.
-
-  Args:
-    path: the run directory.
-    name: of `ALGORITHMS`.
-    seed: of the draws.
-    x: `[N, D]` points.
-    options: of the clusterer's `fit`.
+  """Steps all restarts of a clusterer, by name, on points `[N, D]` until they
+  stop; options are those of its `fit`.
 
   Returns:
     The best restart's result, and the state of them all.
   """
   clusterer = ALGORITHMS[name]
-  run_options, start_options = split_options(options)
+  run_options = {k: v for k, v in options.items() if k in (*_ENDS, 'reg')}
+  start_options = {k: v for k, v in options.items() if k not in _ENDS}
   key = jax.random.fold_in(jax.random.key(seed), CLUSTERS)
   state = clusterer.start(key, x, **start_options)
   state = jax.tree.map(jnp.asarray, state)
   phase = f'{name}-{seed}'
-  begun, state = checkpoints.restore(path, phase, state) or (0, state)
-  workdir.rewind_log(path, 'step', begun, phase=name, seed=seed)
+  step, state = checkpoints.restore(path, phase, state) or (0, state)
+  workdir.rewind_log(path, 'step', step, phase=name, seed=seed)
   operations = clusterer.operations(*x.shape, options[clusterer.groups])
   num_steps = plans.steps_per_call(len(state.num_steps) * operations)
   num_steps = min(_MOST_STEPS, HISTORY, num_steps)
-  step = begun
+  saver = _Saver(path, phase, step)
   with (
-    _Saver(path, phase, begun) as saver,
+    signals.postponed(),
     console.progress(name, options['max_steps']) as show,
   ):
     while (state.stop_reason == StopReason.RUNNING).any():
       state, scores = clusterer.run(state, x, num_steps, **run_options)
       last, step = step, int(state.num_steps.max())
       scores = np.asarray(clusterer.in_units(state, scores[: step - last]))
-      score = {clusterer.score: _best_score(clusterer, state)}
+      best = getattr(clusterer.best(state), clusterer.score)
+      score = {clusterer.score: float(best)}
       record = score | {'restarts': _rounded(scores)}
       workdir.log(path, phase=name, seed=seed, step=step, **record)
       saver.save(step, state)
@@ -150,10 +133,6 @@ def cluster(
   return result, state
 
 
-def _best_score(clusterer, state):
-  return float(getattr(clusterer.best(state), clusterer.score))
-
-
 def labelings(
   name: str, state: Any, x: jax.Array, options: dict, most: int
 ) -> list[np.ndarray]:
@@ -162,7 +141,7 @@ def labelings(
   assigner = clusterer.assigner(options)
   runs = state._replace(frame=())
   found = []
-  for run in itertools.islice(range(len(state.num_steps)), most):
+  for run in range(min(len(state.num_steps), most)):
     alone = jax.tree.map(lambda a: a[run : run + 1], runs)  # noqa: B023
     result = clusterer.best(alone._replace(frame=state.frame))
     labels = assigner.predict(clusterer.clusters(result), x)
@@ -178,32 +157,13 @@ def _rounded(scores):
   ]
 
 
-def split_options(options: dict) -> tuple[dict, dict]:
-  """Options of a clusterer's `run`, and those of its `start`."""
-  ends = {k: options[k] for k in ('max_steps', 'tol') if k in options}
-  start = {k: v for k, v in options.items() if k not in ends}
-  ridge = {'reg': options['reg']} if 'reg' in options else {}
-  return ends | ridge, start
-
-
 class _Saver:
-  """Saves checkpoints of a phase, at most one in some seconds.
-
-  Within its context a signal waits until the state has been saved.
-  """
+  """Saves checkpoints of a phase, at most one in some seconds."""
 
   def __init__(self, path, phase, begun):
     self.path, self.phase = path, phase
     self.last = begun
     self._time = time.monotonic()
-    self._postponed = signals.postponed()
-
-  def __enter__(self):
-    self._postponed.__enter__()
-    return self
-
-  def __exit__(self, *error):
-    return self._postponed.__exit__(*error)
 
   def save(self, step, state, final=False):
     """Saves if the last time was long ago, or if there may be no other."""

@@ -1,13 +1,16 @@
 """From images to clusters: represent, cluster, assign, score, show.
 
-Axes: N images, H height, W width, C channels, D features, K clusters.
+Axes: N images, H height, W width, C channels, D features, K clusters, R
+restarts, S steps.
 """
 
 import contextlib
+import difflib
 import functools
+import inspect
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import (
+  checks,
+  data,
+  encoding,
   metrics,
   model,
   networks,
@@ -23,23 +29,26 @@ from jaxclust import (
   selection,
   workdir,
 )
-from jaxclust.algorithms.assignment import ALGORITHMS
+from jaxclust.algorithms.assignment import ALGORITHMS, Assignment
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, batches
-from jaxclust.methods import METHODS
+from jaxclust.errors import InputError
+from jaxclust.methods import METHODS, Method
 from jaxclust.model import Model
 from jaxclust.report import console, page
 
 # Maximum number of restarts whose labels are compared with one another.
 _COMPARED = 10
 
+# What a summary tells of an epoch.
+_OF_AN_EPOCH = ('epoch', 'train_loss', 'val_loss')
+
 
 class Represented(NamedTuple):
   """Images as points, and how they became such."""
 
   points: dict[str, jax.Array]  # split -> [N, D]
-  params: Any  # of the last stage's method, or None for pixels
-  scale: Any  # [1, D], that embeddings are divided by
+  own: Model  # without a clusterer's clusters
   records: dict  # stage -> what was logged of its epoch
 
 
@@ -48,51 +57,139 @@ def title(config: Any) -> str:
   return '-'.join(filter(None, (*config.stages, config.clusterer)))
 
 
-def run(
-  config: Any, dataset: Dataset, path: pathlib.Path, seconds: dict
-) -> tuple[dict, list]:
-  """Fits, labels and scores for each seed; writes all but the summary.
-
-  Args:
-    config: of the experiment.
-    dataset: its images.
-    path: the run directory.
-    seconds: of the phases, to be filled.
+def prepare(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks all options before anything compiles.
 
   Returns:
-    Its part of the summary, and the sections of the page.
+    The images; and `(path, seconds) -> summary, sections`, which writes all
+    files of a run but its summary and its page.
+
+  Raises:
+    InputError: if an option cannot be used.
   """
+  dataset = data.load(**config.data)
+  page.check_embedding(config.embedding)
+  num_features, method = check_stages(config, dataset)
+  name = config.clusterer
+  if name:
+    checks.check_choice('config.clusterer', name, ALGORITHMS)
+    if name not in config:
+      raise InputError(
+        f'config.clusterer is {name!r}, but there is no config.{name}: take a '
+        'config that has one, or add it to yours'
+      )
+    options = config[name].to_dict()
+    ALGORITHMS[name].check(len(dataset.images), num_features, **options)
+  elif method is None or method.assigner is None:
+    raise InputError(
+      f'config.clusterer is empty, and the stages {tuple(config.stages)} do '
+      f'not assign images: name one of {", ".join(ALGORITHMS)}'
+    )
+  elif config.standardize:
+    raise InputError(
+      f'config.standardize is True, but {config.stages[-1]} assigns its '
+      'embeddings as they are: set it to False, or name a config.clusterer'
+    )
+  return dataset, functools.partial(_run, config, dataset)
+
+
+def check_stages(config: Any, dataset: Dataset) -> tuple[int, Method | None]:
+  """Checks images, network and training; returns D, the features of a point,
+  and the last method."""
+  for images in splits_of(dataset).values():
+    model.check_images(images, bool(config.stages))
+  shape = dataset.images.shape[1:]
+  if not config.stages:
+    return int(np.prod(shape)), None
+  if 'network' not in config:
+    raise InputError(
+      f'config.stages is {config.stages}, but there is no config.network: take '
+      'a config that has one, as configs/gmm.py'
+    )
+  networks.check_options(**config.network)
+  network = networks.build(shape, **config.network)
+  params = None
+  for number, stage in enumerate(config.stages):
+    checks.check_choice('each of config.stages', stage, METHODS)
+    options, own = model.stage_options(config, stage)
+    _check_names(stage, own, options)
+    method = METHODS[stage](network, **own)
+    plans.check_options(len(dataset.images), method, options)
+    params = _shapes_of(method, params, shape)
+    if params is None or stage in config.stages[:number]:
+      raise InputError(
+        f'config.stages is {config.stages}: {stage} cannot go on from the '
+        'stages before it; change the order, or leave it out'
+      )
+  return method.code_size, method
+
+
+def _check_names(stage, own, training):
+  """Checks that a method has the options of `config[stage]`, and gets those
+  that it needs."""
+  parameters = inspect.signature(METHODS[stage]).parameters.values()
+  known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+  for name in own.keys() - known.keys():
+    names = [*known, *training]
+    (near,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    raise InputError(
+      f'there is no config.{stage}.{name}: did you mean config.{stage}.{near}?'
+    )
+  for name in known.keys() - own.keys():
+    if known[name].default is known[name].empty:
+      raise InputError(
+        f'config.{stage}.{name} is missing: take configs/{stage}.py, or add it '
+        'to your config'
+      )
+
+
+def _shapes_of(method, previous, image_shape):
+  """Shapes of a method's parameters; None if those before do not suit it."""
+  try:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(method.init, key, previous)
+    pixels = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    jax.eval_shape(method.embed, params, pixels)
+  except Exception:
+    if previous is None:
+      raise
+    return None
+  return params
+
+
+def splits_of(dataset: Dataset) -> dict[str, np.ndarray]:
+  """The images of each split."""
+  splits = {'train': dataset.images, 'test': dataset.test_images}
+  return {name: x for name, x in splits.items() if x is not None}
+
+
+def _run(config, dataset, path, seconds):
+  """Fits, labels and scores for each seed."""
   seeds = range(config.seed, config.seed + config.num_seeds)
-  recipe = model.make_recipe(config, dataset.images.shape[1:])
   represented = represent(config, dataset, seeds, path, seconds)
   rows, sections = [], []
   for seed, found in zip(seeds, represented, strict=True):
-    clusters, fit, history = _cluster(config, path, seed, found, seconds)
+    own, fit, history = _cluster(config, path, seed, found, seconds)
     with timed(seconds, 'score'):
-      own = model.assemble(recipe, found.params, found.scale, clusters)
       judged = {split: own.judge(x) for split, x in found.points.items()}
-      labels = {
-        split: assignment.labels for split, assignment in judged.items()
-      }
-      scores = label_scores(dataset, labels, len(own.centers)) | {'fit': fit}
+      scores = label_scores(dataset, judged, len(own.centers)) | {'fit': fit}
       if dataset.labels is None:
-        fit |= _silhouette(found.points['train'], labels['train'], own)
+        fit |= _silhouette(found.points['train'], judged['train'].labels, own)
     if seed == config.seed:
-      _write_assignments(path, own, labels, found.points)
+      _write_assignments(path, own, judged, found.points)
       model.save(path, own)
       with timed(seconds, 'figures'):
+        stage = next(iter(config.stages), None)
         findings = find(
-          dataset, own, found.points['train'], judged['train'], scores
-        )._replace(
-          losses=_losses(config, path, seed),
+          *(dataset, own, found.points['train'], judged['train'], scores),
+          losses=workdir.read_log(path, phase=stage, seed=seed),
           histories=history,
           score_name=next(reversed(fit), ''),
         )
-        folder = path / 'figures'
-        sections = page.draw(findings, folder, config.embedding)
+        sections = page.draw(findings, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **found.records})
-  first = {k: v for k, v in rows[0].items() if k != 'seed'}
-  return first | (metrics.over_seeds(rows) if len(rows) > 1 else {}), sections
+  summary = {k: v for k, v in rows[0].items() if k != 'seed'}
+  return summary | (metrics.over_seeds(rows) if rows[1:] else {}), sections
 
 
 def represent(
@@ -103,17 +200,17 @@ def represent(
   seconds: dict,
 ) -> Iterator[Represented]:
   """Yields what is clustered for each seed, after the stages' trainings."""
-  splits = {'train': dataset.images}
-  if dataset.test_images is not None:
-    splits['test'] = dataset.test_images
+  splits, shape = splits_of(dataset), dataset.images.shape[1:]
+  recipe = model.make_recipe(config, shape)
   if not config.stages:
-    points = {s: model.to_points(i, None) for s, i in splits.items()}
-    yield from (Represented(points, None, None, {}) for _ in seeds)
+    own = model.assemble(recipe)
+    points = {split: own.points(images) for split, images in splits.items()}
+    yield from (Represented(points, own, {}) for _ in seeds)
     return
   placement = config.training.placement
   placed = batches.place(list(splits.values()), placement)
   splits = dict(zip(splits, placed, strict=True))
-  network = networks.build(dataset.images.shape[1:], **config.network)
+  network = networks.build(shape, **config.network)
   params, records = None, []
   for stage in config.stages:
     options, own = model.stage_options(config, stage)
@@ -129,26 +226,19 @@ def represent(
       params, found = phases.train(path, stage, plan, seeds, params)
     records.append(found)
   for run in range(len(seeds)):
-    own = jax.tree.map(lambda a: a[run], params)  # noqa: B023, used at once
-    told = dict(zip(config.stages, (r[run] for r in records), strict=True))
+    one_run = jax.tree.map(lambda a: a[run], params)  # noqa: B023
+    own = model.assemble(recipe, one_run, jnp.ones((1, 1)))
     with timed(seconds, 'encode'):
-      represented = _encode(config, plan.method, own, splits, told)
-    yield represented
-
-
-def _encode(config, method, params, splits, records):
-  """The embeddings of all splits by one network."""
-  one = jnp.ones((1, 1))
-  encoder = model.Encoder(method, params, one, config.training.batch_size)
-  points = {split: encoder.encode(images) for split, images in splits.items()}
-  scale = _deviations(points['train']) if config.standardize else one
-  points = jax.block_until_ready({s: x / scale for s, x in points.items()})
-  shown = ('epoch', 'train_loss', 'val_loss')
-  records = {
-    stage: {k: record[k] for k in shown if k in record}
-    for stage, record in records.items()
-  }
-  return Represented(points, params, scale, records)
+      points = {split: own.points(images) for split, images in splits.items()}
+      if config.standardize:
+        own = own._replace(scale=_deviations(points['train']))
+        points = {split: x / own.scale for split, x in points.items()}
+      jax.block_until_ready(points)
+    told = {
+      stage: {k: v for k, v in found[run].items() if k in _OF_AN_EPOCH}
+      for stage, found in zip(config.stages, records, strict=True)
+    }
+    yield Represented(points, own, told)
 
 
 def _deviations(x):
@@ -159,15 +249,15 @@ def _deviations(x):
 
 
 def _cluster(config, path, seed, found, seconds):
-  """Clusters of the points, if a clusterer makes them.
+  """Clusters the points, if a clusterer is to do so.
 
   Returns:
-    The clusters or None, scores of the fit, and the scores `[S, R]` of all
-    restarts after each step.
+    The model with its clusters, scores of the fit, and the scores `[S, R]` of
+    all restarts after each step.
   """
   name = config.clusterer
   if not name:
-    return None, {}, np.empty((0, 0))
+    return found.own, {}, np.empty((0, 0))
   clusterer, options = ALGORITHMS[name], config[name].to_dict()
   x = found.points['train']
   with timed(seconds, name, quietly=True):
@@ -184,7 +274,7 @@ def _cluster(config, path, seed, found, seconds):
     fit = {'stability': selection.stability(labels)} | fit
   records = workdir.read_log(path, phase=name, seed=seed)
   history = [row for r in records for row in r['restarts']]
-  return clusters, fit, np.array(history, float)
+  return found.own._replace(clusters=clusters), fit, np.array(history, float)
 
 
 def _silhouette(x, labels, own):
@@ -196,19 +286,19 @@ def _silhouette(x, labels, own):
 
 
 def label_scores(
-  dataset: Dataset, labels: dict[str, np.ndarray], num_clusters: int
+  dataset: Dataset, judged: dict[str, Assignment], num_clusters: int
 ) -> dict:
   """Scores of each split, in the dataset's order, that has classes."""
   classes = (dataset.labels, dataset.test_labels)
   return {
-    split: metrics.scores(own, found, num_clusters)
-    for (split, found), own in zip(labels.items(), classes, strict=False)
+    split: metrics.scores(own, found.labels, num_clusters)
+    for (split, found), own in zip(judged.items(), classes, strict=False)
     if own is not None
   }
 
 
-def _write_assignments(path, own, labels, points):
-  arrays = {f'{split}_labels': found for split, found in labels.items()}
+def _write_assignments(path, own, judged, points):
+  arrays = {f'{split}_labels': found.labels for split, found in judged.items()}
   if own.assigner.probabilities is not None:
     for split, x in points.items():
       found = own.assigner.probabilities(own.clusters, x)
@@ -216,30 +306,25 @@ def _write_assignments(path, own, labels, points):
   workdir.write_arrays(path, 'assignments.npz', **arrays)
 
 
-def _losses(config, path, seed):
-  """The log records of the epochs of the first stage."""
-  if not config.stages:
-    return []
-  return workdir.read_log(path, phase=config.stages[0], seed=seed)
-
-
 def find(
-  dataset: Dataset, own: Model, x: jax.Array, found: Any, scores: dict
+  dataset: Dataset,
+  own: Model,
+  x: jax.Array,
+  found: Assignment,
+  scores: dict,
+  **course: Any,
 ) -> page.Findings:
-  """What the page shows of the first split.
-
-  Args:
-    dataset: the images.
-    own: the model.
-    x: `[N, D]` points of the first split.
-    found: its Assignment.
-    scores: of each split.
-  """
-  images, centers = _pictures(dataset, own)
-  errors, reconstruct = None, None
-  if own.encoder is not None:
-    errors = np.asarray(own.encoder.errors(dataset.images))
-    reconstruct = own.encoder.reconstruct
+  """What the page shows of the first split: of its points `[N, D]`, what was
+  found in them, and what is known of the course of training and restarts."""
+  images, centers = dataset.images, np.asarray(own.decode(own.centers))
+  if own.method is not None:
+    course['reconstruction_errors'] = np.asarray(
+      own.apply(encoding.errors, images)
+    )
+    course['reconstruct'] = lambda some: own.decode(own.points(some))
+  elif images.dtype != np.uint8:  # floats within 0 and 1 can be shown
+    low, high = min(0.0, images.min()), max(1.0, images.max())
+    images, centers = ((a - low) / (high - low) for a in (images, centers))
   return page.Findings(
     images=images,
     points=x,
@@ -250,25 +335,8 @@ def find(
     classes=dataset.labels,
     class_names=dataset.label_names,
     scores={part: s for part, s in scores.items() if part != 'fit'},
-    losses=[],
-    reconstruction_errors=errors,
-    reconstruct=reconstruct,
-    histories=np.empty((0, 0)),
-    score_name='',
+    **course,
   )
-
-
-def _pictures(dataset, own):
-  """Images and centers as images, floats within 0 and 1."""
-  images = dataset.images
-  centers = np.asarray(own.decode(own.centers))
-  if own.encoder is not None:
-    return images, centers
-  low, high = 0.0, 1.0
-  if images.dtype != np.uint8:
-    low, high = min(low, images.min()), max(high, images.max())
-    images = (images - low) / (high - low)
-  return images, (centers - low) / (high - low)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import select
 import signal
 import threading
 import time
+import types
 from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,15 +33,8 @@ class Stopped(BaseException):
     self.status = 128 + number
 
 
-class _Requests:
-  """The first signal, and what it has to wait for."""
-
-  number: int | None = None
-  waits: bool = False
-  saves: bool = False
-
-
-_requests = _Requests()
+# The first signal, and whether it has to wait for a check or a save.
+_requests = types.SimpleNamespace(number=None, waits=False, saves=False)
 
 
 @contextlib.contextmanager
@@ -50,7 +44,7 @@ def listening() -> Iterator[None]:
   Raises:
     Stopped: at the first signal, or at the next `check` within `postponed`.
   """
-  _requests.number, _requests.waits, _requests.saves = None, False, False
+  vars(_requests).update(number=None, waits=False, saves=False)
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _stop) for number in _SIGNALS}

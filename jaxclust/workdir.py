@@ -5,7 +5,6 @@ the logs is written beside its place and renamed, so that it is never partial.
 """
 
 import contextlib
-import csv
 import datetime
 import fcntl
 import io
@@ -68,6 +67,9 @@ def is_finished(path: pathlib.Path) -> bool:
 def claim(path: pathlib.Path, config: dict) -> Iterator[pathlib.Path]:
   """Makes or reopens the run directory of a config, and locks it.
 
+  The operating system releases the lock when the process ends. The file `.lock`
+  names the process that holds it.
+
   Raises:
     InputError: if it cannot be written, is in use by another run, or belongs to
       another config.
@@ -76,7 +78,11 @@ def claim(path: pathlib.Path, config: dict) -> Iterator[pathlib.Path]:
   with contextlib.ExitStack() as stack:
     try:
       path.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(_locked(path))
+      lock = stack.enter_context(open(path / '.lock', 'a+'))
+      _lock(lock, path)
+      lock.truncate(0)
+      lock.write(f'{os.getpid()} on {socket.gethostname()}')
+      lock.flush()
       if not _check_config(path, config):
         write_json(path, 'config.json', config)
     except OSError as error:
@@ -90,31 +96,21 @@ def _unwritable(path, why):
   )
 
 
-@contextlib.contextmanager
-def _locked(path):
-  """Locks a directory; the file `.lock` names the process that holds the lock.
-
-  The operating system releases the lock when that process ends.
-  """
-  with open(path / '.lock', 'a+') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      lock.seek(0)
-      raise InputError(
-        f'workdir {path} is in use by process {lock.read()}: wait for it, or '
-        'name another with --workdir=DIR'
-      ) from error
-    except OSError as error:
-      warnings.warn(
-        f'workdir {path} cannot be locked ({error.strerror}): start no second '
-        'run in it',
-        stacklevel=2,
-      )
-    lock.truncate(0)
-    lock.write(f'{os.getpid()} on {socket.gethostname()}')
-    lock.flush()
-    yield
+def _lock(file, path):
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.seek(0)
+    raise InputError(
+      f'workdir {path} is in use by process {file.read()}: wait for it, or '
+      'name another with --workdir=DIR'
+    ) from error
+  except OSError as error:
+    warnings.warn(
+      f'workdir {path} cannot be locked ({error.strerror}): start no second '
+      'run in it',
+      stacklevel=2,
+    )
 
 
 def _check_config(path, config):
@@ -173,51 +169,31 @@ def parse_object(text: bytes) -> dict:
   return content
 
 
+def write(path: pathlib.Path, name: str, content: bytes) -> None:
+  """Writes `path/name`, atomically."""
+  part = path / f'{name}.part'
+  with open(part, 'wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path / name)
+
+
 def write_json(path: pathlib.Path, name: str, content: Any) -> None:
   """Writes `path/name` as JSON, atomically.
 
   Raises:
     ValueError: if the content has a NaN or an infinity.
   """
-  write_text(path, name, json.dumps(content, indent=2, allow_nan=False) + '\n')
-
-
-def write_text(path: pathlib.Path, name: str, text: str) -> None:
-  """Writes `path/name`, atomically."""
-  write_bytes(path, name, text.encode())
-
-
-def write_table(path: pathlib.Path, name: str, columns: dict) -> None:
-  """Writes `path/name`, a CSV of columns by name, atomically.
-
-  Raises:
-    ValueError: if the columns differ in length.
-  """
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(zip(*columns.values(), strict=True))
-  # Python decodes file names that are not UTF-8 to surrogates.
-  write_bytes(path, name, text.getvalue().encode(errors='surrogateescape'))
-
-
-def write_bytes(path: pathlib.Path, name: str, content: bytes) -> None:
-  """Writes `path/name`, atomically."""
-  _write(path / name, lambda file: file.write(content))
+  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  write(path, name, text.encode())
 
 
 def write_arrays(path: pathlib.Path, name: str, **arrays: np.ndarray) -> None:
   """Writes `path/name`, a compressed `.npz`, atomically."""
-  _write(path / name, lambda file: np.savez_compressed(file, **arrays))
-
-
-def _write(path, write):
-  part = path.with_name(path.name + '.part')
-  with open(part, 'wb') as file:
-    write(file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(part, path)
+  file = io.BytesIO()
+  np.savez_compressed(file, **arrays)
+  write(path, name, file.getvalue())
 
 
 def log(path: pathlib.Path, **record: Any) -> None:
@@ -242,12 +218,12 @@ def read_log(path: pathlib.Path, **match: Any) -> list[dict]:
 
 def rewind_log(path: pathlib.Path, key: str, last: int, **match: Any) -> None:
   """Drops the records that have these values and a `key` beyond `last`."""
-  kept = [
-    record
+  lines = [
+    json.dumps(record) + '\n'
     for record in read_log(path)
     if not match.items() <= record.items() or record[key] <= last
   ]
-  write_text(path, 'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in kept))
+  write(path, 'metrics.jsonl', ''.join(lines).encode())
 
 
 def log_error(path: pathlib.Path, error: Exception) -> pathlib.Path:

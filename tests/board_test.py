@@ -1,6 +1,6 @@
 """The event files hold the numbers of the log."""
 
-import functools
+import types
 
 import pytest
 
@@ -9,14 +9,6 @@ from jaxclust.errors import InputError
 from jaxclust.report import board
 
 RECORD = {'phase': 'gmm', 'seed': 3, 'step': 5, 'score': 0.5, 'restarts': [[1]]}
-
-
-def arguments(path):
-  return path / 'tensorboard', functools.partial(workdir.read_log, path)
-
-
-def mirror(path):
-  return board.mirror(*arguments(path))
 
 
 def events(path):
@@ -48,10 +40,10 @@ def test_all_of_the_log_is_shown_and_what_is_dropped_is_not(tmp_path):
   pytest.importorskip('tensorboardX')
   for step in (5, 10):
     workdir.log(tmp_path, **RECORD | {'step': step})
-  with mirror(tmp_path):
+  with board.mirror(tmp_path):
     pass
   assert events(tmp_path) == {('gmm/3/score', 5): 0.5, ('gmm/3/score', 10): 0.5}
-  with mirror(tmp_path):
+  with board.mirror(tmp_path):
     workdir.rewind_log(tmp_path, 'step', 5, phase='gmm')
     workdir.log(tmp_path, **RECORD | {'step': 10, 'score': 0.25})
   assert events(tmp_path) == {
@@ -62,15 +54,19 @@ def test_all_of_the_log_is_shown_and_what_is_dropped_is_not(tmp_path):
 
 def test_looks_at_the_log_follow_it(tmp_path):
   pytest.importorskip('tensorboardX')
-  copy = board._Copy(*arguments(tmp_path))
-  for step in (5, 6, 7):
-    workdir.log(tmp_path, **RECORD | {'step': step})
-    copy.update()
-  workdir.rewind_log(tmp_path, 'step', 5, phase='gmm')
-  copy.update()
-  workdir.log(tmp_path, **RECORD | {'step': 9})
-  copy.update()
-  copy.writer.close()
+
+  def looks():
+    for step in (5, 6, 7):
+      workdir.log(tmp_path, **RECORD | {'step': step})
+      yield False
+    workdir.rewind_log(tmp_path, 'step', 5, phase='gmm')
+    yield False
+    workdir.log(tmp_path, **RECORD | {'step': 9})
+    yield True
+
+  answers = looks()
+  done = types.SimpleNamespace(wait=lambda seconds: next(answers))
+  board._follow(tmp_path, done)
   assert [step for _, step in events(tmp_path)] == [5, 9]
 
 

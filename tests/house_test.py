@@ -32,11 +32,11 @@ ORDER = [
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
-  ('', 'phases model validation selection'),
+  ('', 'phases model selection'),
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'pipeline'),
   ('benchmark', 'contest peers torch_peer keras_peer clusters network'),
-  ('', 'studies experiments cli __main__'),
+  ('', 'experiments cli __main__'),
 ]
 
 

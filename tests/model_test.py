@@ -138,7 +138,7 @@ def test_a_decoded_code_is_the_networks_reconstruction():
   own = model_of('full')
   network = networks.build(SHAPE, name='conv', features=(4, 2))
   pixels = IMAGES.astype(np.float32) / 255
-  again = jax.jit(network.apply)(own.encoder.params, pixels)
+  again = jax.jit(network.apply)(own.params, pixels)
   assert again.max() > 0
   np.testing.assert_allclose(
     own.decode(own.encode(IMAGES)), jnp.clip(again, 0, 1), atol=1e-5

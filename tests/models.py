@@ -39,20 +39,17 @@ def recipe_of(kind, image_shape=SHAPE):
 @functools.cache
 def model_of(kind):
   """A model of a kind, its clusters about three of the images."""
-  recipe, params = recipe_of(kind), None
-  scale = jnp.ones((1, 1))
+  recipe, params, one = recipe_of(kind), None, jnp.ones((1, 1))
   if recipe['method']:
     params = _draw_params(model.method_of(recipe))
-    encoder = model.Encoder(model.method_of(recipe), params, scale, 16)
-    if kind == 'dec':
-      centers = encoder.encode(IMAGES[:3])
-      return model.assemble(recipe, params | {'centers': centers}, scale, None)
-    deviation = encoder.encode(IMAGES).std(axis=0, keepdims=True)
-    scale = jnp.maximum(deviation, 0.1)
-    means = model.to_points(IMAGES[:3], encoder._replace(scale=scale))
-  else:
-    means = model.to_points(IMAGES[:3], None)
-  return model.assemble(recipe, params, scale, _clusters(kind, means))
+  own = model.assemble(recipe, params, one)
+  if kind == 'dec':
+    params |= {'centers': own.points(IMAGES[:3])}
+    return model.assemble(recipe, params, one)
+  if recipe['method']:
+    deviation = own.points(IMAGES).std(axis=0, keepdims=True)
+    own = own._replace(scale=jnp.maximum(deviation, 0.1))
+  return own._replace(clusters=_clusters(kind, own.points(IMAGES[:3])))
 
 
 def _draw_params(method):

@@ -161,7 +161,8 @@ def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
     return answer
 
   def run():
-    with phases._Saver(tmp_path, 'gmm', 0) as saver:
+    saver = phases._Saver(tmp_path, 'gmm', 0)
+    with signals.postponed():
       saver.save(1, state)
       saver.save(2, state)
       pytest.fail('it goes on')
@@ -176,6 +177,7 @@ def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
 
 def test_a_config_names_the_network_and_the_optimizer(tmp_path):
   config = defaults.pipeline('digits', ('autoencoder',), 'kmeans')
+  config.kmeans = defaults.kmeans()
   config.network = {'name': 'mlp', 'features': (6, 3)}
   config.training.update(OPTIONS | {'optimizer': 'sgd', 'learning_rate': 0.1})
   data = Dataset('made up', IMAGES)
@@ -190,6 +192,6 @@ def test_a_config_names_the_network_and_the_optimizer(tmp_path):
     learning_rate=0.1,
   )
   course, epochs = train_in_memory(plan)
-  chex.assert_trees_all_equal(found.params, run_of(course.state.params))
+  chex.assert_trees_all_equal(found.own.params, run_of(course.state.params))
   assert found.points['train'].shape == (100, 3)
   assert epochs[-1]['train_loss'] < epochs[0]['train_loss']

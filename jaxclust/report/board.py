@@ -5,8 +5,10 @@ import importlib.util
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent import futures
 
+from jaxclust import workdir
 from jaxclust.errors import InputError
 
 # Keys that name the series of a record.
@@ -32,61 +34,45 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def mirror(
-  folder: pathlib.Path, read: Callable[[], list[dict]]
-) -> Iterator[None]:
-  """Copies the records of a log into event files, also while the log grows.
+def mirror(path: pathlib.Path) -> Iterator[None]:
+  """Copies the log of a run into event files below `path/tensorboard`, also
+  while the log grows.
 
   If a resumed run has dropped records of its log, all event files are written
   again.
-
-  Args:
-    folder: of the event files; an existing one is replaced.
-    read: returns all records of the log.
   """
   done = threading.Event()
-  copy = _Copy(folder, read)
-
-  def follow():
-    while not done.wait(_SECONDS_BETWEEN_READS):
-      copy.update()
-
-  thread = threading.Thread(target=follow, daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    done.set()
-    thread.join()
-    copy.update()
-    copy.writer.close()
+  with futures.ThreadPoolExecutor(1) as pool:
+    try:
+      copy = pool.submit(_follow, path, done)
+      yield
+    finally:
+      done.set()
+  copy.result()
 
 
-class _Copy:
-  """A folder of event files, and the records that it holds."""
+def _follow(path, done):
+  """Copies what is new in a log, again and again until it is done."""
+  import tensorboardX
 
-  def __init__(self, folder, read):
-    self.folder, self.read = folder, read
-    self.restart()
-
-  def restart(self):
-    import tensorboardX
-
-    shutil.rmtree(self.folder, ignore_errors=True)
-    self.written = []
-    self.writer = tensorboardX.SummaryWriter(
-      str(self.folder), flush_secs=_SECONDS_BETWEEN_READS
-    )
-
-  def update(self):
-    records = self.read()
-    if records[: len(self.written)] != self.written:
-      self.writer.close()
-      self.restart()
-    for record in records[len(self.written) :]:
-      for tag, value, step in scalars(record):
-        self.writer.add_scalar(tag, value, step)
-    self.written = records
+  folder = path / 'tensorboard'
+  written, writer, is_last = [], None, False
+  while not is_last:
+    is_last = done.wait(_SECONDS_BETWEEN_READS)
+    records = workdir.read_log(path)
+    if writer is None or records[: len(written)] != written:
+      if writer is not None:
+        writer.close()
+      shutil.rmtree(folder, ignore_errors=True)
+      writer = tensorboardX.SummaryWriter(
+        str(folder), flush_secs=_SECONDS_BETWEEN_READS
+      )
+      written = []
+    for record in records[len(written) :]:
+      for scalar in scalars(record):
+        writer.add_scalar(*scalar)
+    written = records
+  writer.close()
 
 
 def scalars(record: dict) -> list[tuple[str, float, int]]:

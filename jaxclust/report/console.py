@@ -48,17 +48,23 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(phase: str, total: int) -> Iterator[Callable[[int, str], None]]:
-  """Shows the progress of a phase: a bar on a terminal, lines in a pipe.
-
-  Args:
-    phase: its name.
-    total: number of parts of the phase.
+  """Shows the progress of a phase: a bar on a terminal; in a pipe a line, at
+  most once a second, and at the end.
 
   Yields:
-    A function of the number of finished parts and a text about the last one.
+    A function of the number of finished parts, of `total`, and a text about the
+    last one.
   """
   if not rich.console.Console().is_terminal:
-    yield _lines(phase, total)
+    last = -np.inf
+
+    def show(done, text):
+      nonlocal last
+      if done >= total or time.monotonic() - last >= 1:
+        last = time.monotonic()
+        say(f'{phase} {done}/{total}  {text}')
+
+    yield show
     return
   columns = (
     rich.progress.TextColumn('{task.description}'),
@@ -71,20 +77,6 @@ def progress(phase: str, total: int) -> Iterator[Callable[[int, str], None]]:
   with rich.progress.Progress(*columns) as bar:
     task = bar.add_task(phase, total=total, text='')
     yield lambda done, text: bar.update(task, completed=done, text=text)
-
-
-def _lines(phase, total):
-  """Returns a function that prints progress at most once a second, and at the
-  end."""
-  last = -np.inf
-
-  def show(done, text):
-    nonlocal last
-    if done >= total or time.monotonic() - last >= 1:
-      last = time.monotonic()
-      say(f'{phase} {done}/{total}  {text}')
-
-  return show
 
 
 @contextlib.contextmanager
@@ -118,13 +110,9 @@ def working(phase: str) -> Iterator[None]:
 def headline(summary: dict, reference: dict) -> list[list[str]]:
   """Returns the scores of a run beside published ones, as text.
 
-  Without labels these are the scores of the fit.
-
-  Args:
-    summary: scores by split, see `metrics.scores`, and those of the 'fit'. If
-      there are several 'seeds', a list of such scores, also their 'mean' and
-      'std'.
-    reference: published scores by split; any may be missing.
+  Without labels these are the scores of the fit. A summary has scores by split,
+  see `metrics.scores`, and those of the 'fit'; with several 'seeds', a list of
+  such scores, also their 'mean' and 'std'. A reference may lack any of them.
 
   Returns:
     The rows of a table, the first of which is its head; [] without scores.
@@ -188,9 +176,23 @@ def _number(value, spread=None):
   return text if spread is None else f'{text} ± {spread:.4f}'
 
 
+def results(summary: dict, reference: dict) -> None:
+  """Prints the tables of a finished run, see `headline`."""
+  if 'sweep' in summary:
+    sweep_table(summary['sweep'], summary['choices'])
+  elif 'limits' in summary:
+    benchmark_table(summary['rows'], summary['limits'])
+  else:
+    closing_table(summary, reference)
+
+
 def closing_table(summary: dict, reference: dict) -> None:
-  """Prints the `headline` and, with labels, the sorted purities of clusters."""
-  head, *rows = headline(summary, reference) or [['']]
+  """Prints the `headline`, if there is one, and with labels the sorted purities
+  of the clusters."""
+  found = headline(summary, reference)
+  if not found:
+    return
+  head, *rows = found
   title = summary['experiment']
   if 'seeds' in summary:
     title += f', {len(summary["seeds"])} seeds'
@@ -211,12 +213,7 @@ def closing_table(summary: dict, reference: dict) -> None:
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:
-  """Prints the criteria for each number of clusters, and marks the choices.
-
-  Args:
-    records: with 'num_clusters' and each criterion, None if it has no value.
-    choices: criterion -> number of clusters.
-  """
+  """Prints the criteria for each number of clusters, and marks the choices."""
   rows = []
   for record in records:
     count = record['num_clusters']

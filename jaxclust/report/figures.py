@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import optimize
 
 from jaxclust import metrics
 
@@ -48,19 +49,13 @@ def confusion(
   num_clusters: int,
   names: Sequence[str],
 ) -> Path:
-  """Draws the number of images by class and cluster, with matched pairs of
-  class and cluster on the diagonal.
-
-  Args:
-    classes: `[N]` true classes, 0 to G - 1.
-    labels: `[N]` clusters, 0 to K - 1.
-    num_clusters: K.
-    names: of the G classes.
-  """
+  """Draws counts of images by class `[N]`, 0 to G - 1, and cluster `[N]`, 0 to
+  K - 1, with matched pairs of class and cluster on the diagonal."""
   table = metrics.confusion(classes, labels, num_clusters)
+  pairs = optimize.linear_sum_assignment(table, maximize=True)
   rows, columns = (
     np.concatenate([matched, np.setdiff1d(range(size), matched)])
-    for matched, size in zip(metrics.match(table), table.shape, strict=True)
+    for matched, size in zip(pairs, table.shape, strict=True)
   )
   table = table[rows][:, columns]
   size = 1.4 + 0.42 * max(table.shape)
@@ -138,9 +133,7 @@ def scatter(
 def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
   """Draws each criterion over the number of clusters, and marks its choice.
 
-  Args:
-    records: with 'num_clusters' and each criterion, None if it has no value.
-    choices: criterion -> number of clusters, or None.
+  Both a criterion and a choice may be None.
   """
   figure = Figure(figsize=(3.2 * len(choices), 3), layout='constrained')
   all_axes = figure.subplots(1, len(choices), squeeze=False)[0]
@@ -185,16 +178,19 @@ def _draw_ratios(axes, rows):
   height = 0.8 / len(peers)
   for i, peer in enumerate(peers):
     places = [place for place, row in enumerate(rows) if peer in row['ratio']]
-    ratios = [rows[place]['ratio'][peer] for place in places]
-    medians = np.array([ratio['median'] for ratio in ratios])
-    ends = np.array([(ratio['least'], ratio['largest']) for ratio in ratios])
+    least, medians, largest = np.array(
+      [
+        [rows[place]['ratio'][peer][name] for place in places]
+        for name in ('least', 'median', 'largest')
+      ]
+    )
     offset = (i - (len(peers) - 1) / 2) * height
     bars = axes.barh(
       np.add(places, offset),
       medians - 1,
       height,
       left=1,
-      xerr=np.abs(ends.T - medians[None]),
+      xerr=(medians - least, largest - medians),
       label=peer,
     )
     axes.bar_label(bars, [f'{m:.1f}' for m in medians], padding=6, fontsize=8)
@@ -215,12 +211,8 @@ def _draw_times(axes, rows):
 
 
 def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
-  """Lays images out row by row on grey.
-
-  Args:
-    images: `[N, H, W, C]`.
-    num_columns: images in a row.
-    gap: pixels of grey below and to the right of each image.
+  """Lays images `[N, H, W, C]` out row by row on grey, with pixels of grey as a
+  gap below and to the right of each image.
 
   Returns:
     `[ceil(N / num_columns) (H + gap), num_columns (W + gap), C]` uint8.
@@ -238,13 +230,8 @@ def gallery(
   rows: Sequence[np.ndarray],
   titles: Sequence[str],
 ) -> Path:
-  """Draws one line of images for each title.
-
-  Args:
-    images: `[N, H, W, C]`.
-    rows: indices into images, an array for each line.
-    titles: of the lines.
-  """
+  """Draws images `[N, H, W, C]` in lines, one for each title, from an array of
+  indices for each line."""
   height, width = images.shape[1:3]
   longest = max(map(len, rows))
   lines = np.full((len(rows), longest, *images.shape[1:]), 128, np.uint8)

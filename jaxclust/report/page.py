@@ -1,7 +1,7 @@
 """The HTML page of a run: one file that contains all its pictures.
 
-Axes: N images, H height, W width, C channels, D features, K clusters, n images
-on the map.
+Axes: N images, H height, W width, C channels, D features, K clusters, R
+restarts, S steps, n images on the map.
 """
 
 import base64
@@ -35,11 +35,11 @@ class Findings(NamedTuple):
   classes: np.ndarray | None  # [N] true classes; None if there are none
   class_names: Sequence[str]  # names of the classes; () for their values
   scores: dict  # split -> its scores, as `metrics.scores` returns them
-  losses: list[dict]  # log records of the training; [] if there was none
-  reconstruction_errors: np.ndarray | None  # [N]
-  reconstruct: Callable | None  # images [n, H, W, C] -> reconstructions
-  histories: np.ndarray  # [S, R] scores of R restarts after each of S steps
-  score_name: str  # name of the score in histories
+  losses: Sequence[dict] = ()  # log records of the training
+  reconstruction_errors: np.ndarray | None = None  # [N]
+  reconstruct: Callable | None = None  # images [n, H, W, C] -> the same
+  histories: np.ndarray = np.empty((0, 0))  # [S, R] scores of all restarts
+  score_name: str = ''  # name of the score in histories
 
 
 class Section(NamedTuple):
@@ -108,12 +108,9 @@ def check_embedding(embedding: str) -> None:
 def draw(
   findings: Findings, folder: pathlib.Path, embedding: str = 'pca'
 ) -> list[Section]:
-  """Draws all pictures of a run as PNG files.
+  """Draws all pictures of a run as PNG files in a folder.
 
-  Args:
-    findings: of the run.
-    folder: of the files.
-    embedding: a key of `EMBEDDINGS`; the map offers it beside 'pca'.
+  The map offers an embedding, a key of `EMBEDDINGS`, beside 'pca'.
 
   Returns:
     The sections of the page, in order.
@@ -298,15 +295,8 @@ def render(
   sections: Sequence[Section],
   command: str | None = None,
 ) -> str:
-  """Returns the page as HTML.
-
-  Args:
-    summary: content of `summary.json`.
-    config: of the run.
-    reference: published scores, see `console.headline`.
-    sections: see `draw`.
-    command: command line of the run.
-  """
+  """Returns the page as HTML, from what `summary.json` holds, the config, the
+  published scores, the sections that `draw` returns, and what was typed."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
