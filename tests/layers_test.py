@@ -65,7 +65,7 @@ def test_a_convolution_by_hand():
 
 
 @pytest.mark.parametrize(
-  ('shape', 'channels'), zip(itertools.cycle(SHAPES), CHANNELS, strict=False)
+  ('shape', 'channels'), [*zip(itertools.cycle(SHAPES), CHANNELS, strict=False)]
 )
 def test_conv_is_the_plain_convolution(shape, channels):
   x = draw((*shape[:3], channels[0]))
