@@ -312,24 +312,24 @@ def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:
   """Loads the images, and checks the options of a benchmark."""
   dataset = data.load(**config.data)
   model.check_images(dataset.images, True)
-  options = config.benchmark.to_dict()
-  benchmark.check_options(dataset.images.shape, **options)
-  return dataset, functools.partial(_benchmark, config, dataset)
+  contests = benchmark.plan(dataset.images.shape, **config.benchmark.to_dict())
+  return dataset, functools.partial(_benchmark, config, dataset, contests)
 
 
-def _benchmark(config, dataset, path, seconds):
+def _benchmark(config, dataset, contests, path, seconds):
   """Measures this code against its peers; writes benchmark.json."""
-  key, options = jax.random.key(config.seed), config.benchmark.to_dict()
+  key, images = jax.random.key(config.seed), jnp.asarray(dataset.images)
   workdir.rewind_log(path, 'row', 0, phase='benchmark')
   rows = []
   with (
     timed(seconds, 'benchmark', quietly=True),
-    console.progress('benchmark', benchmark.num_rows(**options)) as show,
+    console.progress('benchmark', len(contests)) as show,
   ):
-    records = benchmark.run(key, jnp.asarray(dataset.images), **options)
-    limits = next(records)
+    limits = benchmark.measure_limits(config.benchmark.limit_size)
     try:
-      for record in records:
+      for contest in contests:
+        row = contest(key, images)
+        record = benchmark.measure(row, config.benchmark.rounds, limits)
         rows.append(record)
         workdir.log(path, phase='benchmark', row=len(rows), **record)
         show(len(rows), record['name'])

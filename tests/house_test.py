@@ -35,7 +35,7 @@ ORDER = [
   ('', 'phases model selection'),
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'pipeline'),
-  ('benchmark', 'contest peers torch_peer keras_peer clusters network'),
+  ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
   ('', 'experiments cli __main__'),
 ]
 

@@ -5,6 +5,7 @@ Axes: N points, D features, K clusters or components, R restarts.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +16,35 @@ from jaxclust import checks
 from jaxclust.algorithms import gmm, kmeans
 from jaxclust.algorithms.covariances import FAMILIES
 from jaxclust.benchmark import peers
-from jaxclust.benchmark.contest import OURS, Contest, Group, Task, quietly
+from jaxclust.benchmark.contest import OURS, Contest, Task, mean_inertia
 from jaxclust.encoding import as_points
 from jaxclust.errors import InputError
 
 # Ridge of mixtures, in units of the features' mean variance.
 _REG = 1e-6
 
-# Family -> products of D numbers for a point and a component, in half a step.
-_PRODUCTS = {
-  'full': lambda dim: dim,
-  'tied': lambda dim: 1,
-  'diag': lambda dim: 2,
-  'spherical': lambda dim: 1,
-}
+
+def plan_kmeans(
+  image_shape: Sequence[int],
+  *,
+  num_clusters: int,
+  num_restarts: int,
+  many_clusters: int,
+  many_steps: int,
+) -> list[Callable]:
+  """Seeding, a fit to convergence, and some steps of a larger fit."""
+  _check_at_most('num_clusters', num_clusters, image_shape[0], 'images')
+  _check_at_most('many_clusters', many_clusters, image_shape[0], 'images')
+  checks.check_count('num_restarts', num_restarts)
+  checks.check_count('many_steps', many_steps)
+  starts = f'{num_restarts} starts'
+  fit = {'max_steps': 300, 'tol': 1e-4}
+  many = {'max_steps': many_steps, 'tol': 0.0}
+  return [
+    functools.partial(_seeding, num_clusters, num_restarts),
+    functools.partial(_lloyd, num_clusters, num_restarts, starts, fit),
+    functools.partial(_lloyd, many_clusters, 1, f'{many_steps} steps', many),
+  ]
 
 
 def _check_at_most(name, value, most, things):
@@ -39,55 +55,35 @@ def _check_at_most(name, value, most, things):
     )
 
 
-def _check_kmeans(
-  image_shape, num_clusters, num_restarts, many_clusters, many_steps
-):
-  _check_at_most('num_clusters', num_clusters, image_shape[0], 'images')
-  _check_at_most('many_clusters', many_clusters, image_shape[0], 'images')
-  checks.check_count('num_restarts', num_restarts)
-  checks.check_count('many_steps', many_steps)
+def _seed(key, x, num_clusters, num_restarts):
+  """Centers `[R, K, D]` of k-means++."""
+  options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
+  state = kmeans.start(key, x, **options)
+  return np.asarray(kmeans.centers_of_runs(state))
 
 
-def _kmeans_contests(
-  key, images, num_clusters, num_restarts, many_clusters, many_steps
-):
-  """Seeding, a fit to convergence, and some steps of a larger fit."""
+def _seeding(num_clusters, num_restarts, key, images):
   x = as_points(images)
-  shape = f'{len(x):,} x {x.shape[1]}'
 
-  def seed(num_clusters=num_clusters, num_restarts=num_restarts):
-    state = kmeans.start(
-      key, x, num_clusters=num_clusters, num_restarts=num_restarts
-    )
-    return np.asarray(kmeans.centers_of_runs(state))
+  def seed():
+    return mean_inertia(_seed(key, x, num_clusters, num_restarts), x)
 
-  seedings = peers.tasks('seeding', x, num_clusters, num_restarts)
   passes = num_restarts * num_clusters * (3 + int(math.log(num_clusters)))
-  yield Contest(
-    f'seeding, {shape}, k = {num_clusters}, {num_restarts} starts',
-    _scored(x, {OURS: Task(seed), **seedings}),
+  return Contest(
+    f'seeding, {len(x):,} x {x.shape[1]}, k = {num_clusters}, {num_restarts} '
+    'starts',
+    {OURS: Task(seed), **peers.tasks('seeding', x, num_clusters, num_restarts)},
     tolerance=0.2,  # draws differ
     operations=2 * x.size * passes,
     numbers=2 * x.size * num_clusters,
   )
-  yield _lloyd(
-    f'k-means, {shape}, k = {num_clusters}, {num_restarts} starts',
-    x,
-    seed(),
-    {'max_steps': 300, 'tol': 1e-4},
-  )
-  yield _lloyd(
-    f'k-means, {shape}, k = {many_clusters}, {many_steps} steps',
-    x,
-    seed(many_clusters, 1),
-    {'max_steps': many_steps, 'tol': 0.0},
-  )
 
 
-def _lloyd(name, x, starts, limits):
-  """A contest of fits of k-means from starts `[R, K, D]`."""
-  key = jax.random.key(0)  # it draws nothing
-  options = {'num_clusters': starts.shape[1], 'init': starts}
+def _lloyd(num_clusters, num_restarts, length, limits, key, images):
+  """Fits of k-means from the same starts."""
+  x = as_points(images)
+  starts = _seed(key, x, num_clusters, num_restarts)
+  options = {'num_clusters': num_clusters, 'init': starts}
   state, _ = kmeans.run(kmeans.start(key, x, **options), x, **limits)
   num_steps = np.asarray(state.num_steps)
 
@@ -95,71 +91,63 @@ def _lloyd(name, x, starts, limits):
     inertias = np.asarray(kmeans.fit(key, x, **options, **limits).inertias)
     return lambda: float(inertias.mean())
 
-  others = peers.tasks('kmeans', x, starts, num_steps, **limits)
   passes = int(num_steps.sum())
   return Contest(
-    name,
-    {OURS: Task(quietly(fit)), **_scored(x, others)},
+    f'k-means, {len(x):,} x {x.shape[1]}, k = {num_clusters}, {length}',
+    {OURS: Task(fit), **peers.tasks('kmeans', x, starts, num_steps, **limits)},
     tolerance=1e-3,
-    operations=2 * x.size * starts.shape[1] * passes,
+    operations=2 * x.size * num_clusters * passes,
     numbers=x.size * passes,
   )
 
 
-def _scored(x, tasks):
-  """Tasks of centers `[R, K, D]`, whose objective is their mean inertia."""
-
-  def mean_inertia(centers):
-    return float(np.mean([-kmeans.score(c, x) for c in centers]))
-
-  def scored(task):
-    return functools.partial(mean_inertia, task.run())
-
-  return {n: Task(functools.partial(scored, t)) for n, t in tasks.items()}
-
-
-def _check_mixtures(image_shape, num_components, covariances, dims, em_steps):
-  num_images, num_features = image_shape[0], math.prod(image_shape[1:])
-  _check_at_most('num_components', num_components, num_images, 'images')
+def plan_mixtures(
+  image_shape: Sequence[int],
+  *,
+  num_components: int,
+  covariances: Sequence[str],
+  dims: Sequence[int],
+  em_steps: int,
+) -> list[Callable]:
+  """Steps of EM on principal components of the pixels."""
+  _check_at_most('num_components', num_components, image_shape[0], 'images')
   checks.check_count('em_steps', em_steps)
   if len(covariances) != len(dims) or set(covariances) - set(FAMILIES):
     raise InputError(
       f'covariances are {tuple(covariances)}: there must be one for each of '
       f'the {len(dims)} dims, of {", ".join(FAMILIES)}'
     )
+  num_features = math.prod(image_shape[1:])
   for i, dim in enumerate(dims):
     _check_at_most(f'dims[{i}]', dim, num_features, 'numbers in an image')
+  return [
+    functools.partial(_em, num_components, covariance, dim, em_steps)
+    for covariance, dim in zip(covariances, dims, strict=True)
+  ]
 
 
-def _em_contests(key, images, num_components, covariances, dims, em_steps):
-  """Steps of EM on principal components of the pixels."""
-  points = np.asarray(as_points(images))
-  for covariance, dim in zip(covariances, dims, strict=True):
-    pca = PCA(dim, svd_solver='covariance_eigh')
-    x = jnp.asarray(pca.fit_transform(points), jnp.float32)
-    options = {'num_components': num_components, 'covariance': covariance}
-    state = gmm.start(key, x, init='random', reg=_REG, **options)
-    run = functools.partial(_em_steps, state, x, em_steps)
-    params, reg = gmm.best(state).params, _REG * float(state.frame.scale) ** 2
-    yield Contest(
-      f'EM, {covariance}, {len(x):,} x {dim}, k = {num_components}, a step',
-      {
-        OURS: Task(run, em_steps),
-        **peers.tasks('em', x, params, reg, em_steps),
-      },
-      tolerance=1e-3,
-      operations=4 * x.size * num_components * _PRODUCTS[covariance](dim),
-      numbers=x.size,
-    )
+def _em(num_components, covariance, dim, num_steps, key, images):
+  pca = PCA(dim, svd_solver='covariance_eigh')
+  points = pca.fit_transform(np.asarray(as_points(images)))
+  x = jnp.asarray(points, jnp.float32)
+  options = {'num_components': num_components, 'covariance': covariance}
+  state = gmm.start(key, x, init='random', reg=_REG, **options)
+  params, reg = gmm.best(state).params, _REG * float(state.frame.scale) ** 2
 
+  def run():
+    ended, _ = gmm.run(state, x, max_steps=num_steps, tol=-1.0, reg=_REG)
+    jax.block_until_ready(ended)
+    return lambda: float(gmm.best(ended).log_likelihood)
 
-def _em_steps(state, x, num_steps):
-  state, _ = gmm.run(state, x, max_steps=num_steps, tol=-1.0, reg=_REG)
-  jax.block_until_ready(state)
-  return lambda: float(gmm.best(state).log_likelihood)
-
-
-KMEANS = Group(_check_kmeans, lambda **options: 3, _kmeans_contests)
-MIXTURES = Group(
-  _check_mixtures, lambda dims, **options: len(dims), _em_contests
-)
+  # Products of D numbers for a point and a component, in half a step.
+  products = {'full': dim, 'tied': 1, 'diag': 2, 'spherical': 1}[covariance]
+  return Contest(
+    f'EM, {covariance}, {len(x):,} x {dim}, k = {num_components}, a step',
+    {
+      OURS: Task(run, num_steps),
+      **peers.tasks('em', x, params, reg, num_steps),
+    },
+    tolerance=1e-3,
+    operations=4 * x.size * num_components * products,
+    numbers=x.size,
+  )

@@ -1,14 +1,18 @@
-"""A contest: contestants that take turns, and the limits of the machine."""
+"""A contest: contestants that take turns, and the limits of the machine.
+
+Axes: R restarts, K clusters, D features.
+"""
 
 import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclust.algorithms import kmeans
 from jaxclust.frames import dot
 
 OURS = 'jaxclust'
@@ -38,23 +42,17 @@ class Contest(NamedTuple):
   numbers: float  # that it reads
 
 
-class Group(NamedTuple):
-  """Contests that share their options."""
-
-  check: Callable  # (shape of images, **options), raises an InputError
-  num_rows: Callable  # (**options) -> how many contests there are
-  contests: Callable  # (key, images, **options) -> an iterator of contests
+def mean_inertia(centers: Any, x: Any) -> Callable:
+  """The objective of centers `[R, K, D]`, which a task has found."""
+  return lambda: float(np.mean([-kmeans.score(c, x) for c in centers]))
 
 
-class Limits(NamedTuple):
-  """What the machine can do."""
+def measure_limits(size: int) -> dict[str, float]:
+  """Times float32 products of `[size, size]`, and copies of 8 such matrices.
 
-  operations_per_second: float  # of a float32 matrix product
-  bytes_per_second: float  # read and written, of a copy
-
-
-def measure_limits(size: int) -> Limits:
-  """Times products of matrices `[size, size]`, and copies of 8 such."""
+  Returns:
+    operations_per_second, and bytes_per_second, those read and those written.
+  """
   matrix = jnp.ones((size, size), jnp.float32) / size
   block = jnp.ones((8, size, size), jnp.float32)
 
@@ -65,39 +63,42 @@ def measure_limits(size: int) -> Limits:
     ]
     return min(seconds[1:])
 
-  product = least(lambda a: dot(a, a), matrix)
-  copy = least(lambda a: -a, block)
-  return Limits(2 * size**3 / product, 2 * block.nbytes / copy)
+  return {
+    'operations_per_second': 2 * size**3 / least(lambda a: dot(a, a), matrix),
+    'bytes_per_second': 2 * block.nbytes / least(lambda a: -a, block),
+  }
 
 
-def measure(contest: Contest, rounds: int, limits: Limits) -> dict:
+def measure(contest: Contest, rounds: int, limits: dict[str, float]) -> dict:
   """Lets the contestants take turns, after a warm-up of each.
 
   Returns:
-    A record as for `benchmark.run`.
+    name, seconds of every turn by contestant, medians, ratios of a peer's
+    seconds to ours (median, least and largest of the rounds), objectives, the
+    limit in seconds, and its share of our time.
 
   Raises:
     MismatchError: if a peer reached another objective.
   """
-  objectives = _warm_up(contest)
   seconds = {name: [] for name in contest.tasks}
-  for _ in range(rounds):
-    for name, task in contest.tasks.items():
-      time.sleep(_PAUSE)
-      seconds[name].append(_seconds(task.run) / task.num_parts)
+  with warnings.catch_warnings():
+    # Fits warn when their steps have run out, as a contest asks for.
+    warnings.simplefilter('ignore')
+    objectives = _warm_up(contest)
+    for _ in range(rounds):
+      for name, task in contest.tasks.items():
+        time.sleep(_PAUSE)
+        seconds[name].append(_seconds(task.run) / task.num_parts)
   median = {name: float(np.median(s)) for name, s in seconds.items()}
   limit = max(
-    contest.operations / limits.operations_per_second,
-    4 * contest.numbers / limits.bytes_per_second,
+    contest.operations / limits['operations_per_second'],
+    4 * contest.numbers / limits['bytes_per_second'],
   )
-  ours = seconds[OURS]
   return {
     'name': contest.name,
     'seconds': seconds,
     'median': median,
-    'ratio': {
-      name: _ratio(s, ours) for name, s in seconds.items() if name != OURS
-    },
+    'ratio': {n: _ratio(seconds, n) for n in seconds if n != OURS},
     'objective': objectives,
     'limit': limit,
     'share_of_limit': limit / median[OURS],
@@ -124,21 +125,11 @@ def _seconds(run):
   return time.perf_counter() - begin
 
 
-def _ratio(theirs, ours):
+def _ratio(seconds, peer):
+  theirs, ours = seconds[peer], seconds[OURS]
   rounds = np.divide(theirs, ours)
   return {
     'median': float(np.median(theirs) / np.median(ours)),
     'least': float(rounds.min()),
     'largest': float(rounds.max()),
   }
-
-
-def quietly(run: Callable) -> Callable:
-  """Runs without warnings that steps have run out, as the contest asks."""
-
-  def quiet():
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      return run()
-
-  return quiet

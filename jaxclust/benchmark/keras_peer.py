@@ -1,84 +1,48 @@
-"""The autoencoder in Keras on TensorFlow, in a process of its own."""
+"""The autoencoder in Keras on TensorFlow."""
 
-import concurrent.futures
-import multiprocessing
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxclust.benchmark.contest import Task
-from jaxclust.benchmark.peers import Training
-
-# The worker's function that trains an epoch, once it has been built.
-_train = None
 
 
-def training(given: Training) -> Task:
+def training(
+  images: np.ndarray, params: Sequence, batch_size: int, learning_rate: float
+) -> Task:
   """Epochs of a training."""
-  spawn = multiprocessing.get_context('spawn')
-  pool = concurrent.futures.ProcessPoolExecutor(1, spawn, _begin, (given,))
-
-  def run():
-    try:
-      loss = pool.submit(_train_epoch).result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-      raise RuntimeError(
-        'the process of Keras ended: see whether `import keras, tensorflow` '
-        'works'
-      ) from error
-    return lambda: loss
-
-  return Task(run)
-
-
-def _train_epoch():
-  return _train()
-
-
-def _begin(given):
-  """Builds the network in the worker, which prints nothing."""
-  global _train
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   os.environ['KERAS_BACKEND'] = 'tensorflow'
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   import keras
 
-  scale = 255 if given.images.dtype == np.uint8 else 1
-  images = given.images.astype(np.float32) / scale
-  model = _build(images.shape[1:], given.params, given.num_levels)
-  model.compile(_adam(keras)(given.learning_rate, epsilon=1e-8), 'mse')
-  options = {'batch_size': given.batch_size, 'verbose': 0, 'shuffle': False}
+  scale = 255 if images.dtype == np.uint8 else 1
+  images = images.astype(np.float32) / scale
+  model = _build(keras, images.shape[1:], params)
+  model.compile(_adam(keras)(learning_rate, epsilon=1e-8), 'mse')
+  options = {'batch_size': batch_size, 'verbose': 0, 'shuffle': False}
 
-  def train():
-    return model.fit(images, images, **options).history['loss'][0]
+  def run():
+    losses = model.fit(images, images, **options).history['loss']
+    return lambda: losses[0]
 
-  _train = train
+  return Task(run)
 
 
-def _build(image_shape, params, num_levels):
+def _build(keras, image_shape, params):
   """The network of `networks.ConvAutoencoder`, of the layers of Keras."""
-  import keras
-  from keras import layers
-
-  def conv(x, kernel):
-    channels = kernel.shape[-1]
-    return layers.Conv2D(channels, 3, padding='same', activation='relu')(x)
-
+  layers, sizes, num_levels = keras.layers, [], len(params) // 2
   images = x = keras.Input(image_shape)
-  sizes = [image_shape[:2]]
-  kernels = [kernel for kernel, _ in params]
-  for kernel in kernels[:num_levels]:
-    x = layers.MaxPooling2D(2, padding='same')(conv(x, kernel))
-    sizes.append(x.shape[1:3])
-  x = conv(x, kernels[num_levels])
-  for kernel, size in zip(
-    kernels[num_levels + 1 :], sizes[-2::-1], strict=True
-  ):
-    x = layers.UpSampling2D(2)(x)
-    excess = np.subtract(x.shape[1:3], size).tolist()
-    if any(excess):
-      x = layers.Cropping2D([(0, more) for more in excess])(x)
-    x = conv(x, kernel)
+  for i, (_, bias) in enumerate(params):
+    if i > num_levels:
+      x = layers.UpSampling2D(2)(x)
+      height, width = sizes.pop()
+      if x.shape[1:3] != (height, width):
+        x = x[:, :height, :width]
+    x = layers.Conv2D(len(bias), 3, padding='same', activation='relu')(x)
+    if i < num_levels:
+      sizes.append(x.shape[1:3])
+      x = layers.MaxPooling2D(2, padding='same')(x)
   model = keras.Model(images, x)
   model.set_weights([array for pair in params for array in pair])
   return model

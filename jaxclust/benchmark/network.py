@@ -4,172 +4,136 @@ Axes: N images, H height, W width, C channels, B batch, R runs.
 """
 
 import functools
-import itertools
-import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import checks, layers, networks, steps
+from jaxclust import checks, networks, plans, training
 from jaxclust.benchmark import peers
-from jaxclust.benchmark.contest import OURS, Contest, Group, Task
+from jaxclust.benchmark.contest import OURS, Contest, Task
 from jaxclust.data.batches import draw_order
+from jaxclust.defaults import TRAINING
 from jaxclust.methods.autoencoder import autoencoder
-from jaxclust.plans import DTYPES
 
 # Calls of a layer in a task.
 _CALLS = 20
 
+# What is measured of a layer: the function, and the gradient of each argument.
+_PARTS = ('forward', 'gradient of its parameters', 'gradient of its input')
+
 # Dtype of activations -> relative tolerance of the losses.
 _TOLERANCES = {'float32': 1e-3, 'bfloat16': 2e-2}
 
-
-def _check(image_shape, features, batch_size, learning_rate, dtype, num_seeds):
-  del image_shape
-  networks.check_options(name='conv', features=features)
-  checks.check_count('batch_size', batch_size)
-  checks.check_number('learning_rate', learning_rate)
-  checks.check_choice('dtype', dtype, _TOLERANCES)
-  checks.check_count('num_seeds', num_seeds)
+# More epochs than a contest has turns.
+_EPOCHS = 1000
 
 
-def _training_contests(
-  key, images, features, batch_size, learning_rate, dtype, num_seeds
-):
+def plan_training(
+  image_shape: Sequence[int],
+  *,
+  features: Sequence[int],
+  num_seeds: int,
+  **options: Any,
+) -> list[Callable]:
   """An epoch of networks side by side, each with its own start and order.
 
   The peers train the first network alone, always in the order of its first
-  epoch.
+  epoch. Options are those of `defaults.TRAINING`.
   """
-  network = networks.build(images.shape[1:], features=features)
+  networks.check_options(name='conv', features=features)
+  checks.check_count('num_seeds', num_seeds)
+  network = networks.build(image_shape[1:], features=features)
+  options = TRAINING | {'num_epochs': _EPOCHS} | options
+  plans.check_options(image_shape[0], autoencoder(network), options)
+  return [functools.partial(_training, network, num_seeds, options)]
+
+
+def _training(network, num_seeds, options, key, images):
   keys = jax.random.split(key, num_seeds)
-  numbers = jnp.arange(len(images), dtype=jnp.int32)
-  order_of = jax.jit(lambda epoch: draw_order(keys, epoch, numbers, batch_size))
-  order = np.asarray(order_of(0))[0]
-  state = _first_state(network, keys)
-  convolutions = network.convolutions(state.params)
-  given = peers.Training(
-    np.asarray(images)[order[order >= 0]],
-    [[np.asarray(c[n])[0] for n in ('kernel', 'bias')] for c in convolutions],
-    len(network.features),
-    batch_size,
-    learning_rate,
+  plan = plans.plan(autoencoder, network, images, None, keys, options)
+  course = training.start(plan, training.blank(plan))
+  convolutions = network.convolutions(course.state.params)
+  order = jax.jit(draw_order, static_argnums=3)(
+    plan.orders, 0, plan.numbers, options['batch_size']
   )
-  mesh = steps.make_mesh(network.count_operations(), batch_size)
-  state, shared = steps.replicate(mesh, (state, images))
-  epochs = itertools.count()
+  order = np.asarray(order[0]).ravel()
+  others = peers.tasks(
+    'training',
+    np.asarray(images)[order[order >= 0]],
+    [[np.asarray(c[n][0]) for n in ('kernel', 'bias')] for c in convolutions],
+    options['batch_size'],
+    options['learning_rate'],
+  )
+  calls = training.run(plan, course)
 
   def train():
-    nonlocal state
-    state = steps.train_steps(
-      state._replace(loss_sum=jnp.zeros_like(state.loss_sum)),
-      shared,
-      keys,
-      order_of(next(epochs)),
-      np.full(len(order), learning_rate, np.float32),
-      method=autoencoder(network.clone(dtype=DTYPES[dtype])),
-      mesh=mesh,
-    )
-    loss = float(state.loss_sum[0]) / len(images)
-    return lambda: loss
+    ended = next(now for now in calls if now.losses is not None)
+    return lambda: float(ended.losses['train_loss'][0])
 
+  dtype = options['dtype']
   together = f', {num_seeds} side by side, each' if num_seeds > 1 else ''
-  yield Contest(
-    f'autoencoder, {len(images):,} images, batches of {batch_size}, {dtype}, '
-    f'an epoch{together}',
-    {OURS: Task(train, num_seeds), **peers.tasks('training', given)},
+  return Contest(
+    f'autoencoder, {len(images):,} images, batches of '
+    f'{options["batch_size"]}, {dtype}, an epoch{together}',
+    {OURS: Task(train, num_seeds), **others},
     tolerance=_TOLERANCES[dtype],
     operations=3 * network.count_operations() * len(images),
     numbers=images.size / 4,
   )
 
 
-def _first_state(network, keys):
-  method = autoencoder(network)
-  params = jax.vmap(lambda key: method.init(key, None))(keys)
-  opt_state = jax.vmap(steps.optimizer_of('adam').init)(params)
-  zeros = jnp.zeros(len(keys))
-  return steps.TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
+def plan_layers(
+  image_shape: Sequence[int],
+  *,
+  features: Sequence[int],
+  batch_size: int,
+  **options: Any,
+) -> list[Callable]:
+  """Where an epoch's time goes: each layer alone, forward and backward.
+
+  A layer is a convolution with the bias, pooling or upsampling that go with it.
+  """
+  network = networks.build(image_shape[1:], features=features)
+  found = {}
+
+  def note(call, arguments, options, context):
+    layer = context.module
+    if isinstance(layer, networks.Conv):
+      x, *rest = arguments
+      found[layer.name] = layer.features, x.shape, rest, options
+    return call(*arguments, **options)
+
+  shape = batch_size, *image_shape[1:]
+  with nn.intercept_methods(note):
+    jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(shape)))
+  return [
+    functools.partial(_layer, name, part, *found[name])
+    for name in found
+    for part in _PARTS
+    if (name, part) != ('encoder_0', _PARTS[2])  # images take no gradient
+  ]
 
 
-class _Layer(NamedTuple):
-  """A layer of the network, and what it is given."""
+def _layer(name, part, features, shape, rest, options, key, images):
+  layer = networks.Conv(features)
 
-  name: str
-  function: Callable  # arguments -> output
-  shapes: dict[str, tuple[int, ...]]  # of its arguments
-  operations: float  # of its plain form
+  def forward(params, x):
+    return layer.apply(params, x, *rest, **options)
 
+  def backward(params, x, grad):
+    return jax.vjp(forward, params, x)[1](grad)[_PARTS.index(part) - 1]
 
-def _layers(network, batch_size) -> Iterator[_Layer]:
-  """The layers of the network, from the images to the images."""
-  sizes = network.level_sizes()
-  channels = [network.image_shape[-1], *network.features]
-  for i, (size, pair) in enumerate(
-    zip(sizes, itertools.pairwise(channels), strict=False)
-  ):
-    yield _convolution(f'encoder {i}', batch_size, size, size, *pair)
-    yield _Layer(
-      f'encoder {i}, relu and pool {_by(size)} x {pair[1]}',
-      layers.relu_pool,
-      {'input': (batch_size, *size, pair[1]), 'bias': pair[1:]},
-      0,
-    )
-  channels = [channels[-1], *reversed(channels[1:]), channels[0]]
-  sizes = [sizes[-1], *reversed(sizes)]
-  for i, (pair, size) in enumerate(
-    zip(itertools.pairwise(channels), itertools.pairwise(sizes), strict=True)
-  ):
-    yield _convolution(f'decoder {i}', batch_size, *size, *pair)
-
-
-def _convolution(name, batch_size, size, size_out, channels_in, channels_out):
-  def upsampled(x, kernel):
-    return layers.upsample_conv(x, kernel, size_out)
-
-  return _Layer(
-    f'{name}, {_by(size)} x {channels_in} to {_by(size_out)} x {channels_out}',
-    layers.conv if size == size_out else upsampled,
-    {
-      'input': (batch_size, *size, channels_in),
-      'kernel': (3, 3, channels_in, channels_out),
-    },
-    18 * batch_size * math.prod(size_out) * channels_in * channels_out,
-  )
-
-
-def _by(size):
-  return ' x '.join(map(str, size))
-
-
-def _layer_contests(key, images, features, batch_size, **options):
-  """Where an epoch's time goes: each layer alone, forward and backward."""
-  del options
-  network = networks.build(images.shape[1:], features=features)
-  for number, layer in enumerate(_layers(network, batch_size)):
-    arguments = [
-      jax.random.normal(jax.random.fold_in(key, i), shape)
-      for i, shape in enumerate(layer.shapes.values())
-    ]
-    yield _layer_contest(layer, 'forward', layer.function, arguments)
-    output = jax.eval_shape(layer.function, *arguments)
+  x = jax.random.normal(key, shape)
+  params = layer.init(key, x, *rest, **options)
+  output = forward(params, x)
+  arguments, compiled = (params, x), jax.jit(forward)
+  if part != 'forward':
     grad = jax.random.normal(key, output.shape)
-    for i, name in enumerate(layer.shapes):
-      if number or name != 'input':  # images take no gradient
-        function = functools.partial(_gradient, layer.function, i)
-        part = f'gradient of its {name}'
-        yield _layer_contest(layer, part, function, [grad, *arguments])
-
-
-def _gradient(function, place, grad, *arguments):
-  return jax.vjp(function, *arguments)[1](grad)[place]
-
-
-def _layer_contest(layer, part, function, arguments):
-  compiled = jax.jit(function)
+    arguments, compiled = (params, x, grad), jax.jit(backward)
 
   def run():
     for _ in range(_CALLS):
@@ -177,21 +141,15 @@ def _layer_contest(layer, part, function, arguments):
     jax.block_until_ready(result)
     return lambda: 0.0
 
-  like = jax.eval_shape(function, *arguments)
+  passed = jax.tree.leaves((arguments, jax.eval_shape(compiled, *arguments)))
+  batch_size, height, width, channels = shape
+  height, width = rest[0] if rest else (height, width)
+  sides = [' x '.join(map(str, a.shape[1:])) for a in (x, output)]
   return Contest(
-    f'{layer.name}, {part}',
+    f'{name.replace("_", " ")}, {" to ".join(sides)}, {part}',
     {OURS: Task(run, _CALLS)},
     tolerance=0.0,
-    operations=layer.operations,
-    numbers=like.size + sum(a.size for a in arguments),
+    # Of the plain convolution, behind any upsampling.
+    operations=18 * batch_size * height * width * channels * features,
+    numbers=sum(a.size for a in passed),
   )
-
-
-def _num_layer_contests(features, **options):
-  del options
-  num_levels = len(networks.build((1, 1, 1), features=features).features)
-  return 3 * (3 * num_levels + 1) - 1
-
-
-TRAINING = Group(_check, lambda **options: 1, _training_contests)
-LAYERS = Group(_check, _num_layer_contests, _layer_contests)

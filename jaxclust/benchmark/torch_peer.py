@@ -1,152 +1,87 @@
 """k-means, EM and the autoencoder in PyTorch, as one writes them.
 
+PyTorch is imported where it is needed, as it may be missing.
+
 Axes: N points or images, D features, K clusters or components, R restarts.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-import torch
-from torch.nn import functional
 
 from jaxclust.algorithms.em import GMMParams, family_of
-from jaxclust.benchmark.contest import Task
-from jaxclust.benchmark.peers import Training
+from jaxclust.benchmark.contest import Task, mean_inertia
+
+
+def sees_the_device() -> bool:
+  """Whether PyTorch can use the accelerator that JAX uses."""
+  import torch
+
+  return jax.default_backend() == 'gpu' and torch.cuda.is_available()
 
 
 def _tensors(*arrays):
   """Arrays as tensors on the accelerator, or on the CPU where JAX is there."""
+  import torch
+
   device = 'cpu' if jax.default_backend() == 'cpu' else 'cuda'
   return [torch.tensor(np.asarray(a), device=device) for a in arrays]
 
 
-def kmeans(x, starts, num_steps, **limits) -> Task:
+def kmeans(
+  x: np.ndarray, starts: np.ndarray, num_steps: np.ndarray, **limits: float
+) -> Task:
   """Lloyd's algorithm, for the steps that ours needed."""
-  del limits
-  x, starts = _tensors(x, starts)
-  ones = torch.ones(len(x), device=x.device)
+  points, starts_there = _tensors(x, starts)
+  ones = points.new_ones(len(x))
 
   def fit(centers, count):
     for _ in range(int(count)):
       lengths = centers.square().sum(1)
-      labels = torch.addmm(lengths, x, centers.T, alpha=-2).argmin(1)
-      sums = torch.zeros_like(centers).index_add_(0, labels, x)
-      counts = torch.zeros(len(centers), device=x.device)
-      counts = counts.index_add_(0, labels, ones)[:, None]
-      centers = torch.where(counts > 0, sums / counts, centers)
+      labels = lengths.addmm(points, centers.T, alpha=-2).argmin(1)
+      sums = centers.new_zeros(centers.shape).index_add_(0, labels, points)
+      counts = ones.new_zeros(len(centers)).index_add_(0, labels, ones)[:, None]
+      centers = (sums / counts).where(counts > 0, centers)
     return centers
 
   def run():
-    fits = [fit(*s) for s in zip(starts, num_steps, strict=True)]
-    return torch.stack(fits).cpu().numpy()
+    fits = map(fit, starts_there, num_steps)
+    return mean_inertia([centers.cpu().numpy() for centers in fits], x)
 
   return Task(run)
 
 
-class _Full:
-  """What EM needs of a family of covariances, over all points at once."""
+def em(x: np.ndarray, params: GMMParams, reg: float, num_steps: int) -> Task:
+  """Steps of EM, over all points at once."""
+  import torch
 
-  def __init__(self, x, reg):
-    self.x, self.reg = x, reg
-    self.eye = torch.eye(x.shape[1], device=x.device)
-
-  def invert(self, scale):
-    return torch.linalg.solve_triangular(scale, self.eye, upper=False)
-
-  def squared_distances(self, means, scale):
-    """Mahalanobis distances `[N, K]`."""
-    inverses = self.invert(scale)
-    offsets = (means[:, None] @ inverses.mT)[:, 0]
-    white = (
-      torch.addmm(offset, self.x, inverse.T, beta=-1)
-      for offset, inverse in zip(offsets, inverses, strict=True)
-    )
-    return torch.stack([w.square().sum(1) for w in white], 1)
-
-  def half_log_det(self, scale):
-    return scale.diagonal(dim1=1, dim2=2).log().sum(1)
-
-  def covariance(self, shares, counts, means):
-    def scatter(share, mean):
-      apart = self.x - mean
-      return (apart * share[:, None]).T @ apart
-
-    parts = [scatter(*part) for part in zip(shares.T, means, strict=True)]
-    return torch.stack(parts) / counts[:, None, None]
-
-  def factor(self, covariance):
-    return torch.linalg.cholesky(covariance + self.reg * self.eye)
-
-
-class _Tied(_Full):
-  def __init__(self, x, reg):
-    super().__init__(x, reg)
-    self.total = x.T @ x
-
-  def squared_distances(self, means, scale):
-    inverse = self.invert(scale)[0]
-    white, centers = self.x @ inverse.T, means @ inverse.T
-    lengths = white.square().sum(1, keepdim=True) + centers.square().sum(1)
-    return torch.addmm(lengths, white, centers.T, alpha=-2)
-
-  def covariance(self, shares, counts, means):
-    between = (means * counts[:, None]).T @ means
-    return (self.total - between)[None] / len(self.x)
-
-
-class _Diag(_Full):
-  def __init__(self, x, reg):
-    super().__init__(x, reg)
-    self.squares = x.square()
-
-  def squared_distances(self, means, scale):
-    weight = scale.expand(means.shape) ** -2
-    lengths = (weight * means.square()).sum(1)
-    cross = torch.addmm(lengths, self.x, (weight * means).T, alpha=-2)
-    return torch.addmm(cross, self.squares, weight.T)
-
-  def half_log_det(self, scale):
-    return scale.log().mean(1) * self.x.shape[1]
-
-  def covariance(self, shares, counts, means):
-    return shares.T @ self.squares / counts[:, None] - means.square()
-
-  def factor(self, covariance):
-    return (covariance + self.reg).sqrt()
-
-
-class _Spherical(_Diag):
-  def covariance(self, shares, counts, means):
-    return super().covariance(shares, counts, means).mean(1, keepdim=True)
-
-
-_FAMILIES = {
-  'full': _Full,
-  'tied': _Tied,
-  'diag': _Diag,
-  'spherical': _Spherical,
-}
-
-
-def em(x, params: GMMParams, reg, num_steps) -> Task:
-  """Steps of EM."""
+  family = family_of(params)
   x, *start = _tensors(x, *params)
-  family = _FAMILIES[family_of(params)](x, reg)
-  log_norm = 0.5 * x.shape[1] * math.log(2 * math.pi)
+  num_points, dim = x.shape
+  log_norm = 0.5 * dim * math.log(2 * math.pi)
+  # What no step changes.
+  second = x.T @ x if family == 'tied' else x.square()
+  ridge = reg * torch.eye(dim, device=x.device)
 
   def e_step(log_weights, means, scale):
-    norm = log_weights - family.half_log_det(scale) - log_norm
-    distances = family.squared_distances(means, scale)
-    joint = torch.add(norm, distances, alpha=-0.5)
+    sides = scale if scale.ndim == 2 else scale.diagonal(dim1=1, dim2=2)
+    norm = log_weights - sides.log().mean(1) * dim - log_norm
+    distances = _squared_distances(family, x, second, means, scale)
+    joint = norm.add(distances, alpha=-0.5)
     log_prob = joint.logsumexp(1)
     return (joint - log_prob[:, None]).exp(), log_prob.mean()
 
   def m_step(shares):
     counts = shares.sum(0)
     means = shares.T @ x / counts[:, None]
-    covariance = family.covariance(shares, counts, means)
-    return (counts / len(x)).log(), means, family.factor(covariance)
+    covariance = _covariance(family, x, second, shares, counts, means)
+    if covariance.ndim == 2:
+      scale = (covariance + reg).sqrt()
+    else:
+      scale = torch.linalg.cholesky(covariance + ridge)
+    return (counts / num_points).log(), means, scale
 
   def run():
     current = start
@@ -159,11 +94,53 @@ def em(x, params: GMMParams, reg, num_steps) -> Task:
   return Task(run, num_steps)
 
 
-def training(training: Training) -> Task:
+def _squared_distances(family, x, second, means, scale):
+  """Mahalanobis distances `[N, K]`."""
+  import torch
+
+  if scale.ndim == 2:
+    weight = scale.expand(means.shape) ** -2
+    lengths = (weight * means.square()).sum(1)
+    cross = lengths.addmm(x, (weight * means).T, alpha=-2)
+    return cross.addmm(second, weight.T)
+  eye = torch.eye(x.shape[1], device=x.device)
+  inverses = torch.linalg.solve_triangular(scale, eye, upper=False)
+  if family == 'tied':
+    white, centers = x @ inverses[0].T, means @ inverses[0].T
+    lengths = white.square().sum(1, keepdim=True) + centers.square().sum(1)
+    return lengths.addmm(white, centers.T, alpha=-2)
+  offsets = (means[:, None] @ inverses.mT)[:, 0]
+  lengths = [
+    offset.addmm(x, inverse.T, beta=-1).square().sum(1)
+    for offset, inverse in zip(offsets, inverses, strict=True)
+  ]
+  return torch.stack(lengths, 1)
+
+
+def _covariance(family, x, second, shares, counts, means):
+  import torch
+
+  if family == 'full':
+    parts = []
+    for share, mean in zip(shares.T, means, strict=True):
+      apart = x - mean
+      parts.append((apart * share[:, None]).T @ apart)
+    return torch.stack(parts) / counts[:, None, None]
+  if family == 'tied':
+    between = (means * counts[:, None]).T @ means
+    return (second - between)[None] / len(x)
+  diagonal = shares.T @ second / counts[:, None] - means.square()
+  return diagonal if family == 'diag' else diagonal.mean(1, keepdim=True)
+
+
+def training(
+  images: np.ndarray, params: Sequence, batch_size: int, learning_rate: float
+) -> Task:
   """Epochs in channels last, which suit a CPU, with the images resident."""
-  images, *flat = _tensors(
-    training.images, *(array for pair in training.params for array in pair)
-  )
+  import torch
+  from torch.nn import functional
+
+  images, *flat = _tensors(images, *(a for pair in params for a in pair))
   images = images.permute(0, 3, 1, 2)  # and so in channels last
   scale = 255 if images.dtype == torch.uint8 else 1
   kernels = [
@@ -173,8 +150,8 @@ def training(training: Training) -> Task:
     for kernel in flat[::2]
   ]
   biases = [bias.requires_grad_() for bias in flat[1::2]]
-  adam = torch.optim.Adam([*kernels, *biases], lr=training.learning_rate)
-  num_levels = training.num_levels
+  adam = torch.optim.Adam([*kernels, *biases], lr=learning_rate)
+  num_levels = len(params) // 2
 
   def network(x):
     sizes = []
@@ -191,7 +168,7 @@ def training(training: Training) -> Task:
 
   def run():
     total = torch.zeros((), device=images.device)
-    for batch in images.split(training.batch_size):
+    for batch in images.split(batch_size):
       pixels = batch.float() / scale
       loss = functional.mse_loss(network(pixels), pixels)
       adam.zero_grad()

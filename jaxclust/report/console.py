@@ -226,7 +226,7 @@ def sweep_table(records: Sequence[dict], choices: dict) -> None:
 
 
 def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
-  """Prints times and ratios; rows and limits are those of `benchmark.run`."""
+  """Prints times and ratios; rows are those of `benchmark.measure`."""
   lines = []
   for row in rows:
     title = row['name']

@@ -154,7 +154,7 @@ def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
 
 
 def benchmark(path: Path, rows: Sequence[dict]) -> Path:
-  """Draws the rows of `benchmark.run`: the ratio of each peer's time to that of
+  """Draws rows of `benchmark.measure`: the ratio of each peer's time to that of
   jaxclust, with its spread over rounds; the time of rows without a peer."""
   compared = [row for row in rows if row['ratio']]
   alone = [row for row in rows if not row['ratio']]
