@@ -5,7 +5,9 @@ Traced values pass: only shapes and dtypes of them are known.
 Axes: N points, D features.
 """
 
+import inspect
 import numbers
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +24,14 @@ _ROWS_OF_A_LOOK = 2**16
 def is_traced(*arrays: Any) -> bool:
   """Whether JAX traces any of the arrays, so that values are unknown."""
   return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(arrays))
+
+
+def warn(message: str) -> None:
+  """Warns at the line that calls the package."""
+  frame, level = inspect.currentframe(), 1
+  while frame.f_back and frame.f_globals['__name__'].startswith('jaxclust.'):
+    frame, level = frame.f_back, level + 1
+  warnings.warn(message, stacklevel=level)
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
@@ -74,21 +84,15 @@ def check_groups(name: str, num_groups: Any, num_points: int) -> int:
 def check_centers(
   name: str, centers: Any, num_clusters: int | None, num_features: int
 ) -> None:
-  """Checks centers `[K, D]` or `[R, K, D]`; any K is accepted if None."""
+  """Checks centers `[K, D]` or `[R, K, D]`; where K is None, any `[K, D]`."""
   shape = tuple(np.shape(centers))
-  rows = shape[-2] if len(shape) > 1 else 0
-  if num_clusters is not None and rows != num_clusters:
-    rows = 0
-  if (
-    len(shape) not in (2, 3)
-    or shape[-1] != num_features
-    or 0 in shape[:-2]
-    or not rows
-  ):
+  num_rows, end = num_clusters, 'end in'
+  if num_clusters is None and len(shape) == 2:
+    num_rows, end = shape[0], 'be'
+  if 0 in shape or len(shape) > 3 or shape[-2:] != (num_rows, num_features):
     raise InputError(
-      f'{name} has shape {shape}: it must end in '
-      f'[{num_clusters or "K"}, {num_features}], as x has {num_features} '
-      'features'
+      f'{name} has shape {shape}: it must {end} [{num_clusters or "K"}, '
+      f'{num_features}], as x has {num_features} features'
     )
   if not is_traced(centers) and not np.isfinite(np.asarray(centers)).all():
     raise InputError(f'{name} has values that are NaN or infinite: give others')
@@ -146,20 +150,22 @@ def check_largest(x: Any, largest: float, dtype: Any) -> None:
 
 
 def check_weights(
-  weight: Any, num_points: int, *, may_be_zero: bool = False
-) -> None:
-  """Checks weights `[N]`: finite, at least 0, and with a positive sum.
+  weight: Any, num_points: int, dtype: Any, may_be_zero: bool = False
+) -> Any:
+  """Returns weights `[N]`, which must be finite, at least 0, and not all 0.
 
   With `may_be_zero`, all of them may be 0.
   """
-  if np.shape(weight) != (num_points,):
+  if not is_traced(weight):
+    weight = np.asarray(weight)
+  values = weight.astype(dtype)
+  if values.shape != (num_points,):
     raise InputError(
-      f'sample_weight has shape {np.shape(weight)}: x has {num_points} rows, '
+      f'sample_weight has shape {values.shape}: x has {num_points} rows, '
       'each needs one weight'
     )
-  if is_traced(weight):
-    return
-  values = np.asarray(weight)
+  if is_traced(values):
+    return values
   bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
   if bad.size:
     raise InputError(
@@ -177,6 +183,7 @@ def check_weights(
       f'sample_weight sums to {total:.3g}: beyond {bound:.3g} sums overflow; '
       'divide the weights by a constant'
     )
+  return values
 
 
 def check_positive_rows(name: str, count: int, weight: Any) -> None:

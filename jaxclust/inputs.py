@@ -5,7 +5,6 @@ Axes: N rows, D features.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -79,11 +78,11 @@ def place(
   if block_size is not None:
     block_size = checks.check_count('block_size', block_size)
   if x.dtype == np.float64 and not jax.config.jax_enable_x64:
-    warnings.warn('x is float64 and is cast to float32', stacklevel=5)
+    checks.warn('x is float64 and is cast to float32')
   dtype = float_dtype(x)
   weight = sample_weight
   if weight is not None:
-    weight = weights_of(weight, x.shape[0], dtype, may_be_zero=may_be_zero)
+    weight = checks.check_weights(weight, len(x), dtype, may_be_zero)
   if checks.is_traced(x, weight):
     if weight is None:  # XLA would fold a constant, slowly
       weight = lax.optimization_barrier(jnp.ones(x.shape[0], dtype))
@@ -130,6 +129,25 @@ def _is_large(x):
   return x.nbytes > memory.device_bytes() / 2
 
 
+def prepare(
+  check: Callable,
+  groups: str,
+  x: Any,
+  sample_weight: Any,
+  block_size: int | None,
+  **options: Any,
+) -> Rows:
+  """Rows of a fit in their frame, once they and its options are checked.
+
+  `check(N, D, **options)` raises an InputError; `groups` is the option that
+  holds the number of clusters or components. The rest is as for `place`.
+  """
+  rows = place(x, sample_weight, block_size=block_size)
+  check(rows.shape[0] - rows.num_padded, rows.shape[1], **options)
+  checks.check_positive_rows(groups, options[groups], rows.weight)
+  return describe(rows, options.get('metric', 'euclidean'))
+
+
 def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
   """Checks the values of rows, and finds their frame, in two passes.
 
@@ -144,9 +162,10 @@ def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
     InputError: for NaN, infinity, or numbers whose squares sum to more than
       floats hold. Traced values are not checked.
   """
-  frame, largest = _find_frame(rows, metric)
+  largest, offset, reach = _look(rows, metric)
   if not checks.is_traced(largest):
     checks.check_largest(rows.x, float(largest), rows.dtype)
+  frame = _find_frame(rows, metric, offset, reach)
   return dataclasses.replace(rows, frame=frame)
 
 
@@ -159,33 +178,19 @@ def check_values(rows: Rows) -> Rows:
   if checks.is_traced(rows):
     return rows
   if jnp.issubdtype(rows.x.dtype, jnp.floating):
-    checks.check_largest(rows.x, float(_largest(rows)), rows.dtype)
+    largest, *_ = _look(rows, 'euclidean')
+    checks.check_largest(rows.x, float(largest), rows.dtype)
   return rows
 
 
-@compiled
-def _largest(rows):
-  def look(_, here):
-    zero = jnp.zeros((), rows.dtype)
-    found, _ = scan_blocks(_largest_of_block, None, (), zero, here, (), 0)
-    return (), found[None]
-
-  return on_each_device(look, (), rows)[1].max()
-
-
-def _largest_of_block(_, params, frame, largest, fresh, x, weight):
-  del params, frame, fresh, weight
-  return jnp.maximum(largest, jnp.abs(as_float(x)).max()), ()
-
-
 @functools.partial(compiled, static=(1,))
-def _find_frame(rows, metric):
-  """The frame of the data, and the largest magnitude in x.
+def _look(rows, metric):
+  """The largest magnitude in x, the mean `[D]` of what a metric sees of rows,
+  and how far it reaches from there.
 
-  Sums are of differences from one of the rows, and squares are of numbers of at
-  most about 1, so that neither an offset nor a scale costs digits.
+  Sums are of differences from one of the rows: an offset costs no digits.
   """
-  view, frame_of = METRICS[metric]
+  view, _ = METRICS[metric]
 
   def look(_, here):
     origin = view(jnp.asarray(here.x[(here.weight > 0).argmax()]))
@@ -196,19 +201,25 @@ def _find_frame(rows, metric):
 
   _, seen = on_each_device(look, (), rows)
   origins, totals, weights, largest, spreads = seen
-  origin, weight = origins[0], weights.sum()
+  origin = origins[0]
   moved = weights[:, None] * (origins - origin[None]) + totals
-  offset = origin + moved.sum(axis=0) / weight
+  offset = origin + moved.sum(axis=0) / weights.sum()
   reach = spreads + jnp.abs(origins - offset[None]).max(axis=1)
   reach = jnp.where(weights > 0, reach, 0).max()
-  reach = jnp.where(reach > 0, reach, 1)
+  return largest.max(), offset, jnp.where(reach > 0, reach, 1)
+
+
+@functools.partial(compiled, static=(1,))
+def _find_frame(rows, metric, offset, reach):
+  """The frame of the data; squares are of numbers of at most about 1."""
+  _, frame_of = METRICS[metric]
   inside, center = frame_of(offset, reach)
   squares = reduce_rows(
     _squares_about, center, dataclasses.replace(rows, frame=inside)
   )
-  variance = squares / weight
+  variance = squares / rows.weight.sum()
   scale = inside.scale * jnp.sqrt(jnp.where(variance > 0, variance, 1))
-  return inside._replace(scale=scale), largest.max()
+  return inside._replace(scale=scale)
 
 
 # Metric -> what it sees of a row, and (offset, reach) -> a frame, center in it.
@@ -246,18 +257,8 @@ def weighted_sum(sample_weight: Any, values: jax.Array) -> jax.Array:
   """
   if sample_weight is None:
     return values.sum()
-  return dot(weights_of(sample_weight, len(values), values.dtype), values)
-
-
-def weights_of(
-  sample_weight: Any, num_points: int, dtype: Any, **options: Any
-) -> Any:
-  """The caller's weights as a checked array `[N]`; options of the check."""
-  if not checks.is_traced(sample_weight):
-    sample_weight = np.asarray(sample_weight)
-  sample_weight = sample_weight.astype(dtype)
-  checks.check_weights(sample_weight, num_points, **options)
-  return sample_weight
+  weight = checks.check_weights(sample_weight, len(values), values.dtype)
+  return dot(weight, values)
 
 
 def on_any_mesh(fn: Callable) -> Callable:

@@ -34,6 +34,10 @@ SMALL = 2**20
 _STREAM_BYTES = 2**26
 
 
+# Of a field that is a constant of a program.
+_STATIC = {'static': True}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -42,13 +46,9 @@ class Rows:
   x: Any  # [N, D] in the data's units; of NumPy if the rows are streamed
   weight: Any  # [N] 0 for padding
   frame: Frame | Sphere | None = None  # None: as they are
-  mesh: Mesh | None = dataclasses.field(default=None, metadata={'static': True})
-  axes: tuple[str, ...] = dataclasses.field(
-    default=(), metadata={'static': True}
-  )
-  block_size: int | None = dataclasses.field(
-    default=None, metadata={'static': True}
-  )
+  mesh: Mesh | None = dataclasses.field(default=None, metadata=_STATIC)
+  axes: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
+  block_size: int | None = dataclasses.field(default=None, metadata=_STATIC)
   num_padded: int = 0  # rows of weight zero at the end
 
   @property
@@ -296,18 +296,9 @@ def scan_blocks(
   On a device the last block starts early enough to be whole, so that it repeats
   rows of the block before: `fresh` is False for those.
 
-  Args:
-    body: `(fn, params, frame, carry, fresh [B], x [B, D], weight [B], *columns)
-      -> carry, outputs [B, ...]`, with x in the data's units.
-    fn: what the body applies.
-    params: and those that follow, as for `reduce_rows`.
-    carry: a pytree of arrays.
-    rows: N rows.
-    columns: arrays `[N, ...]`.
-    width: numbers that a row takes beside its D.
-
-  Returns:
-    The last carry, and the outputs `[N, ...]`.
+  The body is `(fn, params, frame, carry, fresh [B], x [B, D], weight [B],
+  *columns) -> carry, outputs [B, ...]`, with x in the data's units. Returns the
+  last carry, and the outputs `[N, ...]`. Arguments as for `reduce_rows`.
   """
   if rows.is_streamed:
     return _scan_stream(body, fn, params, carry, rows, columns, width)

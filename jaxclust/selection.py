@@ -47,11 +47,7 @@ def check_options(
   covariance: str,
   reg: float,
 ) -> None:
-  """Checks the options of `sweep` against the shape of x.
-
-  Raises:
-    InputError: if they do not fit.
-  """
+  """Raises an InputError if options of `sweep` do not fit the shape of x."""
   if not num_clusters or len(set(num_clusters)) < len(num_clusters):
     raise InputError(
       f'num_clusters is {tuple(num_clusters)}: it must be different numbers, '
@@ -60,10 +56,8 @@ def check_options(
   checks.check_count('num_restarts', num_restarts, low=2)
   shape = num_points, num_features
   for count in num_clusters:
-    kmeans.check_start(*shape, num_clusters=count)
-    gmm.check_start(
-      *shape, num_components=count, covariance=covariance, reg=reg
-    )
+    kmeans.check(*shape, num_clusters=count)
+    gmm.check(*shape, num_components=count, covariance=covariance, reg=reg)
 
 
 def sweep(

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from mixtures import FAMILIES, KEY, covariances, params_of
 
-from jaxclust.algorithms import triangles
 from jaxclust.algorithms.covariances import FAMILIES as FUNCTIONS
-from jaxclust.algorithms.covariances import factor_with_repair, identity
+from jaxclust.algorithms.covariances import (
+  cholesky,
+  color,
+  factor,
+  factor_with_repair,
+  half_log_det,
+  identity,
+  invert,
+)
 
 
 def in_family(covariance, matrices):
@@ -66,10 +73,10 @@ def test_moved_second_moments_are_those_about_the_new_means(covariance, sums):
 def test_the_inverse_factor_whitens_what_the_factor_colors(covariance):
   family, params = FUNCTIONS[covariance], params_of(covariance)
   noise = jax.random.normal(KEY, (20, 2))
-  inverse = family.invert(params.scale_tril)
+  inverse = invert(params.scale_tril)
   for k in range(3):
     scale = params.scale_tril[k % len(params.scale_tril)]
-    x = params.means[k][None] + family.color(scale, noise)
+    x = params.means[k][None] + color(scale, noise)
     white = family.whiten(inverse, params.means, x)[k]
     np.testing.assert_allclose(white, noise, atol=1e-5)
 
@@ -77,7 +84,7 @@ def test_the_inverse_factor_whitens_what_the_factor_colors(covariance):
 @pytest.mark.parametrize('covariance', FAMILIES)
 def test_log_determinants_are_numpys(covariance):
   params = params_of(covariance)
-  found = FUNCTIONS[covariance].half_log_det(params.scale_tril, 2)
+  found = half_log_det(params.scale_tril, 2)
   _, expected = np.linalg.slogdet(covariances(params))
   np.testing.assert_allclose(np.broadcast_to(found, 3), expected / 2, atol=1e-6)
 
@@ -97,9 +104,7 @@ def test_a_sound_covariance_gets_the_ridge_alone(covariance, reg):
   params = params_of(covariance)
   matrices = covariances(params)[: len(params.scale_tril)]  # one if tied
   second = in_family(covariance, matrices)
-  scale, repaired = factor_with_repair(
-    FUNCTIONS[covariance], jnp.asarray(second, jnp.float32), reg
-  )
+  scale, repaired = factor_with_repair(jnp.asarray(second, jnp.float32), reg)
   assert not repaired.any()
   found = covariances(params._replace(scale_tril=scale))[: len(scale)]
   np.testing.assert_allclose(found, matrices + reg * np.eye(2), rtol=1e-4)
@@ -109,14 +114,13 @@ def test_the_ridge_that_repairs_is_the_least_that_works():
   noise = np.random.default_rng(1).normal(size=(6, 3))
   scales = 2.0 ** np.arange(4)[:, None, None]
   singular = jnp.asarray(scales * (noise @ noise.T), jnp.float32)
-  factor = FUNCTIONS['full'].factor
   ridges = np.finfo(np.float32).eps * 2.0 ** np.arange(20, dtype=np.float32)
   factors, sound = jax.vmap(lambda r: factor(singular, jnp.full(4, r)))(
     jnp.asarray(ridges)
   )
   least = np.asarray(sound).argmax(axis=0)
   assert len(set(least % 4)) == 4
-  found, repaired = factor_with_repair(FUNCTIONS['full'], singular, 0.0)
+  found, repaired = factor_with_repair(singular, 0.0)
   assert repaired.all()
   expected = factors[least, np.arange(4)]
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -127,9 +131,9 @@ def test_factors_and_inverses_are_numpys(num_features):
   rng = np.random.default_rng(0)
   noise = rng.normal(size=(3, num_features, num_features + 5))
   matrix = noise @ noise.swapaxes(1, 2) / num_features
-  factor = np.linalg.cholesky(matrix)
+  expected = np.linalg.cholesky(matrix)
   x = jnp.asarray(matrix, jnp.float32)
-  np.testing.assert_allclose(triangles.cholesky(x), factor, atol=1e-4)
-  found = triangles.invert_tril(jnp.asarray(factor, jnp.float32))
-  np.testing.assert_allclose(found, np.linalg.inv(factor), atol=1e-3)
-  assert np.isnan(triangles.cholesky(-x)).any()
+  np.testing.assert_allclose(cholesky(x), expected, atol=1e-4)
+  found = invert(jnp.asarray(expected, jnp.float32))
+  np.testing.assert_allclose(found, np.linalg.inv(expected), atol=1e-3)
+  assert np.isnan(cholesky(-x)).any()

@@ -15,6 +15,7 @@ from point_sets import sharded, two_devices
 
 from jaxclust import gmm, inputs
 from jaxclust.algorithms import em, solver
+from jaxclust.algorithms.em import EM
 from jaxclust.frames import Frame
 from jaxclust.rows import Rows
 
@@ -29,9 +30,7 @@ def test_a_pass_in_blocks_is_a_pass_over_the_whole(covariance):
   weight = jnp.linspace(0, 1, len(X))
   rows = Rows(jnp.asarray(X), weight, frame)
   blocks, whole = (
-    solver.sum_stats(
-      em.em(covariance), mixture, dataclasses.replace(rows, block_size=size)
-    )
+    solver.sum_stats(EM, mixture, dataclasses.replace(rows, block_size=size))
     for size in (7, len(X))
   )
   chex.assert_trees_all_close(blocks, whole, rtol=1e-4, atol=1e-3)

@@ -267,19 +267,6 @@ def test_weights_count_only_in_proportion(covariance):
     )
 
 
-@pytest.mark.parametrize(
-  ('init', 'padding'),
-  [('k-means', 77), ('k-means', 1e15), ('random', 77)],
-)
-def test_padding_does_not_change_the_fit(init, padding):
-  x, _ = clusters()
-  padded = np.concatenate([np.full((30, 3), padding, np.float32), x])
-  weight = np.concatenate([np.zeros(30), np.full(len(x), 2.0)])
-  fit = functools.partial(gmm.fit, KEY, num_components=3, init=init)
-  plain, result = fit(x), fit(padded, sample_weight=weight)
-  chex.assert_trees_all_close(result.params, plain.params, rtol=1e-3, atol=1e-3)
-
-
 def test_a_solution_is_a_fixed_point():
   x, _ = clusters()
   first = gmm.fit(KEY, x, num_components=3, tol=1e-6, reg=0.0)

@@ -24,9 +24,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = [
   ('', 'errors checks memory prefetch frames defaults layers rows inputs'),
   ('', 'networks'),
-  ('algorithms', 'distances triangles solver covariances lloyd em seeding'),
-  ('algorithms', 'minibatch prediction densities products pruning runs'),
-  ('algorithms', 'kmeans starts gmm assignment'),
+  ('algorithms', 'distances solver covariances lloyd em seeding'),
+  ('algorithms', 'prediction densities products pruning runs'),
+  ('algorithms', 'kmeans gmm assignment'),
   ('data', 'originals images tfds sources augment batches'),
   ('methods', 'method autoencoder dec'),
   ('', 'encoding metrics workdir signals runtime'),

@@ -143,11 +143,10 @@ def test_a_gather_of_the_rows_would_be_seen():
 def test_steps_exchange_sums_and_no_rows(algorithm):
   placed = shared_rows(block_size=70)
   state = solver.begin(LLOYD, pad(X[None, :4], 4, 4), placed)
+  state = state._replace(frame=())
 
   def many_steps(state, placed):
-    return solver._iterate(
-      algorithm, state, placed, solver.Options(state.frame), 9, 9
-    )
+    return solver._iterate(algorithm, state, placed, 0.0, 0.0, 9, 9)
 
   # Centers to be relocated come with the K farthest rows of each device.
   assert largest_exchange(many_steps, state, placed) <= 2 * 4 * X.shape[1]
@@ -158,7 +157,7 @@ def test_seeding_exchanges_candidates_and_no_rows(init):
   runs_of = np.arange(1, dtype=np.int32)
 
   def seed(key, placed):
-    return seeding._seed(init, 4, key, runs_of, placed, 4)
+    return seeding._seed(init, 4, key, placed, 4, runs_of)
 
   # A round of k-means|| draws 2 K rows of each device.
   assert largest_exchange(seed, KEY, shared_rows()) <= 2 * 8 * X.shape[1]
@@ -167,7 +166,7 @@ def test_seeding_exchanges_candidates_and_no_rows(init):
 def test_finding_a_frame_exchanges_sums_and_no_rows():
   placed = inputs.place(sharded(X))
   largest = largest_exchange(
-    lambda placed: inputs._find_frame(placed, 'euclidean'), placed
+    lambda placed: inputs.describe(placed).frame, placed
   )
   assert largest <= 2 * X.shape[1]
 

@@ -41,8 +41,8 @@ def stats(params, x, weight):
   )
 
 
-def update(params, stats, options):
-  del options
+def update(params, stats, frame, reg):
+  del frame, reg
   return Mean(params.value + stats.first / (2 * stats.weight))
 
 
@@ -162,8 +162,8 @@ def test_a_run_that_meets_nan_keeps_its_last_finite_parameters():
 
 
 def test_a_run_that_meets_nan_leaves_the_others_alone():
-  def poisoned(params, stats, options):
-    moved = update(params, stats, options).value
+  def poisoned(params, stats, frame, reg):
+    moved = update(params, stats, frame, reg).value
     return Mean(jnp.where(jnp.abs(moved) > 100, jnp.nan, moved))
 
   algorithm = HALFWAY._replace(update=poisoned)
@@ -229,19 +229,15 @@ def test_other_tolerances_limits_and_numbers_of_runs_compile_nothing(caplog):
 def jump(params, stats, rows):
   """Moves what is far from the rows to the largest row."""
   largest = map_rows(lambda _, x: x[:, 0], (), rows).max()
-  return Mean(jnp.where(is_far(stats, params), largest, params.value))
+  far = stats.second > 100 * stats.weight
+  return Mean(jnp.where(far, largest, params.value))
 
 
-def is_far(stats, params):
-  del params
-  return stats.second > 100 * stats.weight
-
-
-JUMPING = HALFWAY._replace(lacks=is_far, mend=jump)
+JUMPING = HALFWAY._replace(mend=jump)
 
 
 @pytest.mark.parametrize('streamed', [False, True])
-def test_what_lacks_something_is_mended(streamed):
+def test_what_an_update_leaves_far_is_mended(streamed):
   rows = Rows(X, np.ones(3, np.float32)) if streamed else ROWS
   state = start(5.0, 500.0, rows=rows, algorithm=JUMPING)
   state, _ = run(state, rows, JUMPING, num_steps=1)
@@ -268,19 +264,6 @@ def test_what_an_algorithm_remembers_goes_from_step_to_step():
   np.testing.assert_allclose(state.objective, objectives[-1:], rtol=1e-6)
   first = objectives[: solver.HISTORY]
   np.testing.assert_allclose(history[:, 0], first, rtol=1e-6)
-
-
-def test_an_algorithm_that_looks_first_makes_the_same_steps():
-  algorithm = HALFWAY._replace(
-    begin=lambda params, rows: jnp.zeros(()), sweep=sweep, looks_first=True
-  )
-  state = start(11.0, 3.0, algorithm=algorithm)
-  np.testing.assert_array_equal(state.stats.weight, [0, 0])
-  state = state._replace(stop_reason=np.zeros(2, np.int32))
-  state, history = run(state, algorithm=algorithm, tol=0.25)
-  expected, its_history = run(start(11.0, 3.0), tol=0.25)
-  chex.assert_trees_all_close(state, expected, rtol=1e-6)
-  np.testing.assert_allclose(history[-1], its_history[-1], rtol=1e-6)
 
 
 # Mini-batches
@@ -330,7 +313,7 @@ def test_a_batch_of_padding_keeps_the_objective():
   assert new.stop_reason[0] == StopReason.RUNNING
 
 
-def test_a_batch_mends_what_lacks_something():
+def test_a_batch_mends_what_it_leaves_far():
   state = start(5.0, 500.0)
   new = solver.partial_fit(JUMPING, state, ROWS, 0.0, 0.0)
   np.testing.assert_allclose(new.params.value, [4, 6], rtol=1e-6)

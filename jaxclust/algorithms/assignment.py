@@ -3,6 +3,7 @@
 Axes: N points, D features, K clusters.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,14 +59,11 @@ def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
 
 def nearest_center(metric: str) -> Assigner:
   """The assigner of k-means with a metric."""
-
-  def predict(centers, x):
-    return kmeans.predict(centers, x, metric=metric)
-
-  def assign(centers, x):
-    return _assign_to_centers(metric, centers, x)
-
-  return Assigner(predict, assign, lambda centers: centers)
+  return Assigner(
+    predict=functools.partial(kmeans.predict, metric=metric),
+    assign=functools.partial(_assign_to_centers, metric),
+    centers=lambda centers: centers,
+  )
 
 
 MIXTURE = Assigner(
@@ -95,16 +93,6 @@ class Clusterer(NamedTuple):
   criteria: Callable  # (clusters, x) -> scores beside that of the fit
 
 
-def _check_kmeans(num_points, num_features, *, max_steps, tol, **options):
-  kmeans.check_start(num_points, num_features, **options)
-  kmeans.check_steps(max_steps, tol)
-
-
-def _check_gmm(num_points, num_features, *, max_steps, tol, **options):
-  gmm.check_start(num_points, num_features, **options)
-  gmm.check_steps(max_steps, tol)
-
-
 def _shape(*shape):
   return jax.ShapeDtypeStruct(shape, np.float32)
 
@@ -122,7 +110,7 @@ ALGORITHMS = {
     run=kmeans.run,
     best=kmeans.best,
     warn=kmeans.warn,
-    check=_check_kmeans,
+    check=kmeans.check,
     groups='num_clusters',
     score='inertia',
     in_units=lambda state, scores: scores * np.square(state.frame.scale),
@@ -137,7 +125,7 @@ ALGORITHMS = {
     run=gmm.run,
     best=gmm.best,
     warn=gmm.warn,
-    check=_check_gmm,
+    check=gmm.check,
     groups='num_components',
     score='log_likelihood',
     in_units=lambda state, scores: gmm.in_units(state, -scores),

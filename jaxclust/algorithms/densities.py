@@ -1,5 +1,8 @@
 """What a given mixture says of points: densities, labels, samples, criteria.
 
+All functions raise an InputError if shapes do not fit, or if x or weights are
+not finite.
+
 Axes: N points, D features, K components, B rows of a block.
 """
 
@@ -13,8 +16,8 @@ from jax import lax
 
 from jaxclust import checks
 from jaxclust.algorithms import em
-from jaxclust.algorithms.covariances import FAMILIES
-from jaxclust.algorithms.em import GMMParams, family_of
+from jaxclust.algorithms.covariances import color
+from jaxclust.algorithms.em import GMMParams
 from jaxclust.frames import Frame
 from jaxclust.inputs import (
   check_values,
@@ -29,33 +32,21 @@ from jaxclust.rows import compiled, map_rows
 def log_prob(
   params: GMMParams, x: jax.Array, *, block_size: int | None = None
 ) -> jax.Array:
-  """Log-densities `[N]` of points `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
+  """Log-densities `[N]` of points `[N, D]`."""
   return _apply(_log_prob_block, params, x, block_size)
 
 
 def outlier_score(
   params: GMMParams, x: jax.Array, *, block_size: int | None = None
 ) -> jax.Array:
-  """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
+  """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger."""
   return -log_prob(params, x, block_size=block_size)
 
 
 def responsibilities(
   params: GMMParams, x: jax.Array, *, block_size: int | None = None
 ) -> jax.Array:
-  """Probabilities `[N, K]` of the components given each point of `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
+  """Probabilities `[N, K]` of the components given each point of `[N, D]`."""
   shares = _apply(_responsibilities_block, params, x, block_size)
   return shares[:, : len(params.log_weights)]
 
@@ -63,20 +54,12 @@ def responsibilities(
 def predict(
   params: GMMParams, x: jax.Array, *, block_size: int | None = None
 ) -> jax.Array:
-  """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
-  """
+  """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`."""
   return _apply(_label_block, params, x, block_size)
 
 
 def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
-  """Draws points `[num_samples, D]` from the mixture.
-
-  Raises:
-    InputError: if num_samples is no number of points.
-  """
+  """Draws points `[num_samples, D]` from the mixture."""
   return sample_with_labels(key, params, num_samples)[0]
 
 
@@ -87,7 +70,6 @@ def sample_with_labels(
   """The points of `sample`, and the components `[num_samples]` int32 that they
   are drawn from."""
   checks.check_count('num_samples', num_samples, low=0)
-  family = FAMILIES[family_of(params)]
   num_components, num_features = params.means.shape
   label_key, noise_key = jax.random.split(key)
   labels = jax.random.categorical(
@@ -99,7 +81,7 @@ def sample_with_labels(
 
   def body(k, x):
     scale = params.scale_tril[k % params.scale_tril.shape[0]]
-    drawn = params.means[k][None] + family.color(scale, noise)
+    drawn = params.means[k][None] + color(scale, noise)
     return jnp.where((labels == k)[:, None], drawn, x)
 
   x = lax.fori_loop(0, num_components, body, noise)
@@ -126,47 +108,44 @@ def aic(
 def num_parameters(params: GMMParams) -> int:
   """Free numbers of the mixture."""
   num_components, num_features = params.means.shape
-  family = FAMILIES[family_of(params)]
-  shapes = family.num_parameters(num_components, num_features)
-  return shapes + num_components * num_features + num_components - 1
+  each = params.scale_tril.size
+  if params.scale_tril.ndim == 3:  # of a triangle
+    each = len(params.scale_tril) * num_features * (num_features + 1) // 2
+  return each + num_components * num_features + num_components - 1
 
 
 @on_any_mesh
 def _apply(block, params, x, block_size=None):
-  """`block(joint [K, B]) -> [B, ...]` of the log-joint of points `[N, D]`."""
+  """`block(prepared, x [B, D]) -> [B, ...]` of points `[N, D]`."""
   rows = check_values(place(x, block_size=block_size))
   checks.check_features(x, params.means.shape[-1])
   size = padded_groups(len(params.log_weights), rows)
-  return rows.trim(_map_joint(block, em.pad(params, size, rows.dtype), rows))
+  return rows.trim(
+    _map_about_means(block, em.pad(params, size, rows.dtype), rows)
+  )
 
 
 @functools.partial(compiled, static=(0,))
-def _map_joint(block, params, rows):
-  """`block` of the log-joint about the mean of the means."""
+def _map_about_means(block, params, rows):
   active = (params.log_weights > -jnp.inf)[:, None]
   offset = jnp.mean(params.means, axis=0, where=active)
   frame = Frame(offset, jnp.ones((), offset.dtype))
-  family, params = family_of(params), em.in_frame(params, frame)
+  params = em.in_frame(params, frame)
   return map_rows(
-    _joint_block(family, block),
-    em.prepare(family, params),
+    block,
+    em.prepare(params),
     dataclasses.replace(rows, frame=frame),
     width=params.means.size,
   )
 
 
-@functools.cache
-def _joint_block(family, block):
-  return lambda prepared, x: block(em.log_joint(family, prepared, x))
+def _log_prob_block(prepared, x):
+  return jax.nn.logsumexp(em.log_joint(prepared, x), axis=0)
 
 
-def _log_prob_block(joint):
-  return jax.nn.logsumexp(joint, axis=0)
+def _responsibilities_block(prepared, x):
+  return jax.nn.softmax(em.log_joint(prepared, x), axis=0).T
 
 
-def _responsibilities_block(joint):
-  return jax.nn.softmax(joint, axis=0).T
-
-
-def _label_block(joint):
-  return jnp.argmax(joint, axis=0).astype(jnp.int32)
+def _label_block(prepared, x):
+  return jnp.argmax(em.log_joint(prepared, x), axis=0).astype(jnp.int32)

@@ -34,38 +34,32 @@ def squared_distances(
   distance to the nearest center for more than a few rows, because points lie
   close together but far from the origin, differences are used instead.
 
-  Args:
-    x: rows in a frame.
-    centers: in the same frame.
-    active: `[K]` whether a center is in use; the distance of others is inf.
-    reduce: what to make of the distances while they are in cache.
-
-  Returns:
-    `reduce` of the distances.
+  Distances are inf from centers that are not active `[K]`. Returns what
+  `reduce` makes of all distances while they are in cache.
   """
+
+  def masked(squared):
+    if active is None:
+      return squared
+    return jnp.where(active[:, None], squared, jnp.inf)
+
   known = isinstance(x.shape[0], int)  # it is a symbol in an export
   if known and x.size * len(centers) <= _FEW_NUMBERS:
     difference = x[None] - centers[:, None]
-    return reduce(_mask(jnp.square(difference).sum(axis=2), active))
+    return reduce(masked(jnp.square(difference).sum(axis=2)))
   norms = jnp.square(x).sum(axis=1)
   lengths = jnp.square(centers).sum(axis=1)
   squared = norms[None] + (lengths[:, None] - 2 * dot(centers, x.T))
-  squared = _mask(jnp.maximum(squared, 0), active)
+  squared = masked(jnp.maximum(squared, 0))
   rounding = jnp.finfo(squared.dtype).eps * norms
   blurred = squared.min(axis=0) < _TRUSTED_ROUNDINGS * rounding
 
   def by_differences():
     exact = lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers)
-    return reduce(_mask(exact, active))
+    return reduce(masked(exact))
 
   return lax.cond(
     blurred.mean() > _FEW_ROWS, by_differences, lambda: reduce(squared)
-  )
-
-
-def _mask(squared, active):
-  return (
-    squared if active is None else jnp.where(active[:, None], squared, jnp.inf)
   )
 
 

@@ -2,12 +2,12 @@
 
 The E-step sums the moments of the responsibilities about the current means. The
 M-step takes the parameters from them. The functions here are of a single run:
-runs of EM take turns on every device.
+runs of EM take turns on every device. The shapes of parameters and of moments
+tell the family of covariances.
 
 Axes: N points, D features, K components, B rows of a block.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,12 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import checks
-from jaxclust.algorithms.covariances import (
-  FAMILIES,
-  factor_with_repair,
-  identity,
-)
-from jaxclust.algorithms.solver import Algorithm
+from jaxclust.algorithms import covariances
+from jaxclust.algorithms.covariances import FAMILIES, Family
+from jaxclust.algorithms.solver import Algorithm, along
 from jaxclust.frames import Frame, dot
 
 
@@ -71,13 +68,18 @@ def family_of(params: GMMParams) -> str:
   return 'spherical' if shape[1] == 1 else 'diag'
 
 
+def _functions(means: jax.Array, like: jax.Array) -> Family:
+  """Those of the family of means `[K, D]`, and of arrays like scale_tril."""
+  return FAMILIES[family_of(GMMParams((), means, like))]
+
+
 def pad(params: GMMParams, size: int, dtype: Any) -> GMMParams:
   """A mixture with components of log-weight -inf, up to `size` of them."""
   lib = jnp if checks.is_traced(params) else np
   log_weights, means, scale = (lib.asarray(a).astype(dtype) for a in params)
   extra = size - len(log_weights)
   if extra and len(scale) == len(means):
-    like = identity((extra, *scale.shape[1:]), dtype)
+    like = covariances.identity((extra, *scale.shape[1:]), dtype)
     scale = lib.concatenate([scale, like])
   return GMMParams(
     lib.pad(log_weights, (0, extra), constant_values=-np.inf),
@@ -102,23 +104,21 @@ def as_runs(run: Any) -> Any:
   return jax.tree.map(lambda a: a[None], run)
 
 
-def prepare(family: str, params: GMMParams) -> Prepared:
+def prepare(params: GMMParams) -> Prepared:
   """What a pass needs of a mixture."""
-  functions = FAMILIES[family]
   num_features = params.means.shape[1]
   log_norm = (
     params.log_weights
-    - functions.half_log_det(params.scale_tril, num_features)
+    - covariances.half_log_det(params.scale_tril, num_features)
     - 0.5 * num_features * math.log(2 * math.pi)
   )
-  return Prepared(params, functions.invert(params.scale_tril), log_norm)
+  return Prepared(params, covariances.invert(params.scale_tril), log_norm)
 
 
-def log_joint(family: str, prepared: Prepared, x: jax.Array) -> jax.Array:
+def log_joint(prepared: Prepared, x: jax.Array) -> jax.Array:
   """`log w_k + log N(x_n; k)` of rows `[B, D]` as `[K, B]`."""
-  white = FAMILIES[family].whiten(
-    prepared.precision_cholesky, prepared.params.means, x
-  )
+  means, factor = prepared.params.means, prepared.precision_cholesky
+  white = _functions(means, factor).whiten(factor, means, x)
   return prepared.log_norm[:, None] - 0.5 * jnp.square(white).sum(axis=-1)
 
 
@@ -131,67 +131,50 @@ def normalize(joint: jax.Array) -> tuple[jax.Array, jax.Array]:
   return density / total[None], largest + jnp.log(total)
 
 
-def e_step(
-  family: str, prepared: Prepared, x: jax.Array, weight: jax.Array
-) -> Moments:
+def e_step(prepared: Prepared, x: jax.Array, weight: jax.Array) -> Moments:
   """The moments of a block."""
-  shares, log_prob = normalize(log_joint(family, prepared, x))
-  moments = moments_of(family, shares, weight, prepared.params.means, x)
+  shares, log_prob = normalize(log_joint(prepared, x))
+  moments = moments_of(prepared.params, shares, weight, x)
   return moments._replace(log_prob=dot(weight, log_prob))
 
 
 def moments_of(
-  family: str,
+  params: GMMParams,
   responsibilities: jax.Array,
   weight: jax.Array,
-  means: jax.Array,
   x: jax.Array,
 ) -> Moments:
   """Moments of a block about means, from responsibilities `[K, B]`."""
+  _, means, scale_tril = params
   weighted = responsibilities * weight[None]
   counts = weighted.sum(axis=1)
+  scatter = _functions(means, scale_tril).scatter
   return Moments(
     counts,
     dot(weighted, x) - counts[:, None] * means,
-    FAMILIES[family].scatter(responsibilities, weight, means, x),
+    scatter(responsibilities, weight, means, x),
     jnp.zeros((), x.dtype),
     weight.sum(),
   )
 
 
-def recenter(family: str, moments: Moments, shift: jax.Array) -> Moments:
+def recenter(moments: Moments, shift: jax.Array) -> Moments:
   """The moments about points `[K, D]` that are further on by a shift."""
   counts, first, second, *_ = moments
   moved = first - 0.5 * counts[:, None] * shift
   return moments._replace(
     first=first - counts[:, None] * shift,
-    second=FAMILIES[family].recenter(second, moved, shift),
+    second=_functions(first, second).recenter(second, moved, shift),
   )
-
-
-def means_and_covariance(
-  family: str, moments: Moments
-) -> tuple[jax.Array, jax.Array]:
-  """Means `[K, D]`, from where the moments are about, and covariances."""
-  shift = _per_count(moments.first, moments.counts)
-  counts, _, second, *_ = recenter(family, moments, shift)
-  if second.shape[0] < counts.shape[0]:  # one for all
-    counts = counts.sum()[None]
-  return shift, _per_count(second, counts)
 
 
 def _per_count(total, counts):
   """Divides sums `[K, ...]` by counts `[K]`; 0 where nothing was counted."""
-  return total / _along(jnp.where(counts > 0, counts, 1), total)
-
-
-def _along(values, like):
-  """Values `[K]` as an array that broadcasts along the first axis of like."""
-  return values.reshape(-1, *[1] * (like.ndim - 1))
+  return total / along(jnp.where(counts > 0, counts, 1), total)
 
 
 def m_step(
-  family: str, params: GMMParams, moments: Moments, reg: jax.Array
+  params: GMMParams, moments: Moments, reg: jax.Array
 ) -> tuple[GMMParams, jax.Array]:
   """Parameters that maximise the expected likelihood, given the moments.
 
@@ -204,12 +187,15 @@ def m_step(
   """
   counts = moments.counts
   occupied = counts > 0
-  shift, covariance = means_and_covariance(family, moments)
-  scale_tril, repaired = factor_with_repair(FAMILIES[family], covariance, reg)
-  if scale_tril.shape[0] == counts.shape[0]:
+  shift = _per_count(moments.first, counts)
+  second = recenter(moments, shift).second
+  each = second.shape[0] == counts.shape[0]  # or one for all
+  covariance = _per_count(second, counts if each else counts.sum()[None])
+  scale_tril, repaired = covariances.factor_with_repair(covariance, reg)
+  if each:
     repaired = repaired & occupied
     scale_tril = jnp.where(
-      _along(occupied, scale_tril), scale_tril, params.scale_tril
+      along(occupied, scale_tril), scale_tril, params.scale_tril
     )
   weights = jnp.maximum(counts / counts.sum(), jnp.finfo(counts.dtype).tiny)
   log_weights = jnp.where(
@@ -219,27 +205,25 @@ def m_step(
   return params, repaired.sum(dtype=jnp.int32)
 
 
-@functools.cache
-def em(family: str) -> Algorithm:
-  """The plain algorithm of a family."""
+def _update(mixture, moments, frame, reg):
+  del frame
+  params, moments = first_run((mixture.params, moments))
+  return as_runs(Mixture(*m_step(params, moments, reg)))
 
-  def stats(prepared, x, weight):
-    return as_runs(e_step(family, first_run(prepared), x, weight))
 
-  def update(mixture, moments, options):
-    run, moments = first_run((mixture.params, moments))
-    return as_runs(Mixture(*m_step(family, run, moments, options.reg)))
+def _rebase(moments, old, new):
+  shift = first_run(new.params.means - old.params.means)
+  return as_runs(recenter(first_run(moments), shift))
 
-  def rebase(moments, old, new):
-    shift = first_run(new.params.means - old.params.means)
-    return as_runs(recenter(family, first_run(moments), shift))
 
-  return Algorithm(
-    stats=stats,
-    update=update,
-    objective=lambda moments: -moments.log_prob / moments.weight,
-    change=lambda old, new: old.objective - new.objective,
-    width=lambda mixture: mixture.params.means.size,
-    prepare=lambda mixture: as_runs(prepare(family, first_run(mixture.params))),
-    rebase=rebase,
-  )
+EM = Algorithm(
+  stats=lambda prepared, x, weight: as_runs(
+    e_step(first_run(prepared), x, weight)
+  ),
+  update=_update,
+  objective=lambda moments: -moments.log_prob / moments.weight,
+  change=lambda old, new: old.objective - new.objective,
+  width=lambda mixture: mixture.params.means.size,
+  prepare=lambda mixture: as_runs(prepare(first_run(mixture.params))),
+  rebase=_rebase,
+)

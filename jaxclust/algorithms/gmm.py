@@ -15,7 +15,6 @@ References:
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import checks
-from jaxclust.algorithms import kmeans, runs, seeding, solver, starts
-from jaxclust.algorithms.covariances import FAMILIES
+from jaxclust.algorithms import em, runs, seeding, solver
+from jaxclust.algorithms.covariances import FAMILIES, identity
 from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
   aic,
   bic,
@@ -36,10 +35,13 @@ from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
   sample,
   sample_with_labels,
 )
-from jaxclust.algorithms.em import GMMParams, family_of
+from jaxclust.algorithms.distances import one_hot
+from jaxclust.algorithms.em import EM, GMMParams, Mixture, family_of
+from jaxclust.algorithms.lloyd import LLOYD, Clusters, assign
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
-from jaxclust.inputs import describe, on_any_mesh, place
+from jaxclust.inputs import on_any_mesh, padded_groups, prepare
+from jaxclust.rows import compiled, reduce_rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=100, tol=1e-3)
@@ -101,12 +103,12 @@ def fit(
   Raises:
     InputError: for input that cannot be fitted.
   """
-  check_steps(max_steps, tol)
+  ends = {'max_steps': max_steps, 'tol': tol}
   options = {'num_components': num_components, 'num_restarts': num_restarts}
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
-  rows = _prepare(x, sample_weight, block_size, **options)
-  state = starts.begin(key, rows, **options)
-  state, _ = runs.run_rows(state, rows, max_steps=max_steps, tol=tol, reg=reg)
+  rows = _prepare(x, sample_weight, block_size, **options, **ends)
+  state = _begin(key, rows, **options)
+  state, _ = runs.run_rows(state, rows, reg=reg, **ends)
   result = best(state)
   warn(result, sample_weight)
   return result
@@ -129,14 +131,10 @@ def start(
   options = {'num_components': num_components, 'num_restarts': num_restarts}
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options)
-  return starts.begin(key, rows, **options)
+  return _begin(key, rows, **options)
 
 
-# A step of EM ends on the same options as one of Lloyd's algorithm.
-check_steps = kmeans.check_steps
-
-
-def check_start(
+def check(
   num_points: int,
   num_features: int,
   *,
@@ -145,24 +143,52 @@ def check_start(
   num_restarts: int = 1,
   init: Any = 'k-means',
   reg: float = 1e-6,
+  max_steps: int = 100,
+  tol: float = 1e-3,
 ) -> None:
-  """Checks the options of `start` against the shape of x.
-
-  Raises:
-    InputError: if they do not fit.
-  """
+  """Raises an InputError if options of `fit` do not fit the shape of x."""
   checks.check_groups('num_components', num_components, num_points)
   checks.check_count('num_restarts', num_restarts)
   checks.check_number('reg', reg)
+  checks.check_count('max_steps', max_steps)
+  checks.check_number('tol', tol)
   checks.check_choice('covariance', covariance, FAMILIES)
   if isinstance(init, GMMParams):
-    starts.check_params(init, num_components, covariance, num_features)
+    _check_params(init, num_components, covariance, num_features)
   elif not isinstance(init, str):
     checks.check_centers('init', init, num_components, num_features)
   elif init not in (names := ('k-means', *seeding.SEEDINGS)):
     raise InputError(
       f'init is {init!r}: it must be one of {", ".join(names)}, means, or '
       'GMMParams'
+    )
+
+
+_prepare = functools.partial(prepare, check, 'num_components')
+
+
+def _check_params(params, num_components, covariance, num_features):
+  """Checks a mixture to start from."""
+  expected = GMMParams(
+    (num_components,),
+    (num_components, num_features),
+    FAMILIES[covariance].shape(num_components, num_features),
+  )
+  found = GMMParams(*(tuple(np.shape(a)) for a in params))
+  if found != expected:
+    raise InputError(
+      f'init has the shapes {tuple(found)}: {covariance} needs '
+      f'{tuple(expected)}'
+    )
+  if checks.is_traced(params):
+    return
+  scales = np.asarray(params.scale_tril)
+  if scales.ndim == 3:
+    scales = np.diagonal(scales, axis1=1, axis2=2)
+  if not all(np.isfinite(a).all() for a in params) or scales.min() <= 0:
+    raise InputError(
+      'init has values that are not finite, or scales that are not positive: '
+      'give the parameters of another fit'
     )
 
 
@@ -213,7 +239,6 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
     return
   result = jax.tree.map(np.asarray, result)
   num_components, num_features = result.params.means.shape
-  messages = []
   family = family_of(result.params)
   counts = result.counts if family == 'full' else result.counts.sum()[None]
   if sample_weight is not None:  # in points instead of weight
@@ -221,49 +246,98 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
     counts = counts * (np.count_nonzero(weight) / float(weight.sum()))
   few = int((counts < num_features + 0.5).sum())
   if few and family in ('full', 'tied'):
-    messages.append(
+    checks.warn(
       f'{few} of {counts.shape[0]} covariances are rank-deficient: they have '
       f'no more points than the {num_features} features and rest on reg; use '
       "covariance='diag' or fewer components"
     )
   repaired = int(result.num_repaired)
   if repaired:
-    messages.append(
+    checks.warn(
       f'{repaired} covariances were singular and got a larger ridge than reg: '
       'raise reg'
     )
   empty = int((result.counts <= 0).sum())
   if empty:
-    messages.append(
+    checks.warn(
       f'{empty} of {num_components} components have lost all their points: '
       'use fewer'
     )
   occupied = result.params.means[result.counts > 0]
   distinct = len(np.unique(occupied, axis=0))
   if distinct < len(occupied):
-    messages.append(
+    checks.warn(
       f'EM found {distinct} distinct of {num_components} components: x has too '
       'few distinct rows, or starts were equal; use fewer, or other starts'
     )
   reason = int(result.stop_reason)
   if reason == StopReason.MAX_STEPS:
-    messages.append(
+    checks.warn(
       f'EM did not converge in {int(result.num_steps)} steps: '
       'raise max_steps or tol'
     )
   if reason == StopReason.NONFINITE:
-    messages.append(
+    checks.warn(
       'EM stopped: the likelihood is not finite; the last finite parameters '
       'are kept. Raise reg, and look for NaN or very large values in x'
     )
-  for message in messages:
-    warnings.warn(message, stacklevel=3)
 
 
-def _prepare(x, sample_weight, block_size, **options):
-  """Checked rows in their frame."""
-  rows = place(x, sample_weight, block_size=block_size)
-  check_start(rows.shape[0] - rows.num_padded, rows.shape[1], **options)
-  count = options['num_components']
-  checks.check_positive_rows('num_components', count, rows.weight)
-  return describe(rows)
+def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
+  """Starts R runs on rows in a frame; arguments as for `fit`."""
+  if isinstance(init, GMMParams):
+    size = padded_groups(num_components, rows)
+    params = em.in_frame(em.pad(init, size, rows.dtype), rows.frame)
+    mixture = Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
+    return solver.begin(EM, mixture, rows)
+  from_clusters = isinstance(init, str) and init == 'k-means'
+  starts = 'k-means++' if from_clusters else init
+  clusters = seeding.seed(key, rows, num_components, num_restarts, starts)
+  begin = _from_means
+  if from_clusters:
+    begin = _from_clusters
+    state = solver.begin(LLOYD, clusters, rows)
+    state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)
+    clusters = state.params
+  mixture = solver.each_run(
+    lambda one: begin(covariance, one, rows, reg),
+    clusters,
+    checks.is_traced(clusters, rows),
+  )
+  return solver.begin(EM, mixture, rows)
+
+
+@functools.partial(compiled, static=(0,))
+def _from_clusters(family, clusters, rows, reg):
+  """A run whose first responsibilities are the labels of its clusters."""
+  centers, active = em.first_run(clusters)
+  scale_tril = identity(FAMILIES[family].shape(*centers.shape), centers.dtype)
+  log_weights = jnp.where(active, jnp.zeros((), centers.dtype), -jnp.inf)
+  params = GMMParams(log_weights, centers, scale_tril)
+  moments = reduce_rows(_moments_of_labels, params, rows, width=centers.size)
+  return em.as_runs(Mixture(*em.m_step(params, moments, reg)))
+
+
+def _moments_of_labels(params, x, weight):
+  active = params.log_weights > -jnp.inf
+  _, labels = assign(Clusters(params.means[None], active[None]), x)
+  inside = one_hot(labels, len(active), x.dtype)
+  return em.moments_of(params, inside, weight, x)
+
+
+@functools.partial(compiled, static=(0,))
+def _from_means(family, clusters, rows, reg):
+  """A run of equal weights and the data's covariance, with given means."""
+  means, active = em.first_run(clusters)
+  shape = FAMILIES[family].shape
+  one = GMMParams(  # component, which takes all points
+    jnp.zeros(1, means.dtype),
+    jnp.zeros_like(means[:1]),
+    identity(shape(1, means.shape[1]), means.dtype),
+  )
+  moments = solver.sum_stats(EM, Mixture(em.as_runs(one), ()), rows)
+  one, num_repaired = em.m_step(one, em.first_run(moments), reg)
+  log_weights = jnp.where(active, -jnp.log(active.sum()), -jnp.inf)
+  scale_tril = jnp.broadcast_to(one.scale_tril, shape(*means.shape))
+  params = GMMParams(log_weights.astype(means.dtype), means, scale_tril)
+  return em.as_runs(Mixture(params, num_repaired))

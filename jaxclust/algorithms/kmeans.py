@@ -18,36 +18,29 @@ References:
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import minibatch, prediction, runs, seeding, solver
-from jaxclust.algorithms.lloyd import pad
+from jaxclust.algorithms import runs, seeding, solver
+from jaxclust.algorithms.lloyd import LLOYD
+from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
+  predict,
+  score,
+  transform,
+)
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
-from jaxclust.inputs import (
-  METRICS,
-  describe,
-  on_any_mesh,
-  padded_groups,
-  place,
-)
-from jaxclust.rows import Rows
+from jaxclust.inputs import METRICS, on_any_mesh, prepare
+from jaxclust.rows import Rows, compiled, cumulate, take_rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
 update = functools.partial(runs.update, decay=1.0)
-
-predict, transform, score = (
-  prediction.predict,
-  prediction.transform,
-  prediction.score,
-)
 
 
 class KMeansResult(NamedTuple):
@@ -110,12 +103,13 @@ def fit(
   Raises:
     InputError: for input that cannot be clustered.
   """
-  check_steps(max_steps, tol)
-  rows, starts = _prepare(
-    x, sample_weight, block_size, num_clusters, num_restarts, init, metric
-  )
-  state = begin(key, rows, starts, num_clusters, num_restarts, to_run=True)
-  state, _ = runs.run_rows(state, rows, max_steps=max_steps, tol=tol)
+  options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
+  options |= {'init': init, 'metric': metric}
+  ends = {'max_steps': max_steps, 'tol': tol}
+  rows = _prepare(x, sample_weight, block_size, **options, **ends)
+  clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
+  state = solver.begin(LLOYD, clusters, rows)
+  state, _ = runs.run_rows(state, rows, **ends)
   result = best(state)
   warn(result)
   return result
@@ -161,17 +155,17 @@ def fit_minibatch(
   """
   checks.check_count('batch_size', batch_size)
   checks.check_count('num_batches', num_batches)
-  rows, starts = _prepare(
-    x, sample_weight, block_size, num_clusters, num_restarts, init, metric
-  )
+  options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
+  options |= {'init': init, 'metric': metric}
+  rows = _prepare(x, sample_weight, block_size, **options)
   keys = [jax.random.fold_in(key, purpose) for purpose in range(3)]
   size = max(3 * batch_size, 10 * num_clusters)
-  some = minibatch.sample(keys[1], rows, size)
-  state = begin(keys[0], some, starts, num_clusters, num_restarts)
-  state = state._replace(frame=rows.frame)
-  state = minibatch.run(keys[2], state, rows, num_batches, batch_size)
+  some = seeding.sample(keys[1], rows, size)
+  clusters = seeding.seed(keys[0], some, num_clusters, num_restarts, init)
+  state = solver.begin(LLOYD, clusters, some)
+  state = _run_batches(keys[2], state, rows, num_batches, batch_size)
   result = best(state)
-  _warn_of_empty(result, stacklevel=4)
+  warn(result, in_batches=True)
   return result
 
 
@@ -188,10 +182,11 @@ def start(
   block_size: int | None = None,
 ) -> Solution:
   """Seeds R runs and assigns the points once; arguments as for `fit`."""
-  rows, starts = _prepare(
-    x, sample_weight, block_size, num_clusters, num_restarts, init, metric
-  )
-  return begin(key, rows, starts, num_clusters, num_restarts)
+  options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
+  options |= {'init': init, 'metric': metric}
+  rows = _prepare(x, sample_weight, block_size, **options)
+  clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
+  return solver.begin(LLOYD, clusters, rows)
 
 
 def best(state: Solution) -> KMeansResult:
@@ -223,7 +218,7 @@ def centers_of_runs(state: Solution) -> jax.Array:
   return centers[:, : int(np.asarray(state.params.active[0]).sum())]
 
 
-def check_start(
+def check(
   num_points: int,
   num_features: int,
   *,
@@ -231,15 +226,15 @@ def check_start(
   num_restarts: int = 10,
   init: Any = 'k-means++',
   metric: str = 'euclidean',
+  max_steps: int = 300,
+  tol: float = 1e-4,
 ) -> None:
-  """Checks the options of `start` against the shape of x.
-
-  Raises:
-    InputError: if they do not fit.
-  """
+  """Raises an InputError if options of `fit` do not fit the shape of x."""
   checks.check_groups('num_clusters', num_clusters, num_points)
   checks.check_count('num_restarts', num_restarts)
   checks.check_choice('metric', metric, METRICS)
+  checks.check_count('max_steps', max_steps)
+  checks.check_number('tol', tol)
   if not isinstance(init, str):
     checks.check_centers('init', init, num_clusters, num_features)
   elif init not in seeding.SEEDINGS:
@@ -247,98 +242,75 @@ def check_start(
     raise InputError(f'init is {init!r}: it must be one of {names}, or centers')
 
 
-def check_steps(max_steps: int, tol: float) -> None:
-  """Checks the options that end a run.
+_prepare = functools.partial(prepare, check, 'num_clusters')
 
-  Raises:
-    InputError: if they are out of range.
+
+def warn(result: KMeansResult, in_batches: bool = False) -> None:
+  """Warns of what a concrete result falls short of.
+
+  A fit on mini-batches does not wait for convergence.
   """
-  checks.check_count('max_steps', max_steps)
-  checks.check_number('tol', tol)
-
-
-def warn(result: KMeansResult) -> None:
-  """Warns of what a concrete result falls short of."""
   if checks.is_traced(result):
     return
   reason = int(result.stop_reason)
-  if reason == StopReason.CONVERGED:
-    _warn_of_empty(result, stacklevel=5)
-  if reason == StopReason.MAX_STEPS:
-    warnings.warn(
-      f'k-means did not converge in {int(result.num_steps)} steps: '
-      'raise max_steps or tol',
-      stacklevel=4,
-    )
-  if reason == StopReason.NONFINITE:
-    warnings.warn(
-      'k-means stopped: the inertia is not finite; look for NaN or very large '
-      'values in x',
-      stacklevel=4,
-    )
-
-
-def _warn_of_empty(result, stacklevel):
-  if checks.is_traced(result):
-    return
   num_clusters = len(result.counts)
   occupied = int((np.asarray(result.counts) > 0).sum())
-  if occupied < num_clusters:
-    warnings.warn(
+  if reason == StopReason.MAX_STEPS and not in_batches:
+    checks.warn(
+      f'k-means did not converge in {int(result.num_steps)} steps: '
+      'raise max_steps or tol'
+    )
+  elif reason == StopReason.NONFINITE:
+    checks.warn(
+      'k-means stopped: the inertia is not finite; look for NaN or very large '
+      'values in x'
+    )
+  elif occupied < num_clusters:
+    checks.warn(
       f'k-means found {occupied} distinct of {num_clusters} clusters: '
-      'x has too few distinct rows',
-      stacklevel=stacklevel,
+      'x has too few distinct rows'
     )
 
 
-def _prepare(
-  x, sample_weight, block_size, num_clusters, num_restarts, init, metric
-):
-  """Checked rows in their frame, and a seeding or centers `[R, K, D]`."""
-  rows = place(x, sample_weight, block_size=block_size)
-  check_start(
-    rows.shape[0] - rows.num_padded,
-    rows.shape[1],
-    num_clusters=num_clusters,
-    num_restarts=num_restarts,
-    init=init,
-    metric=metric,
+def _run_batches(key, state, rows, num_batches, batch_size):
+  """Updates R runs with mini-batches drawn in proportion to the weights, then
+  assigns all points."""
+
+  def update(runs):
+    return _update(key, runs, rows, num_batches, batch_size)
+
+  runs = state._replace(frame=())
+  if rows.is_streamed:  # each batch is read once for all runs
+    runs = update(runs)
+  else:
+    runs = solver.each_run(update, runs, checks.is_traced(key, state, rows))
+  new = solver.begin(LLOYD, runs.params, rows)
+  lib = jnp if checks.is_traced(new) else np
+  reason = lib.where(
+    solver.is_running(new), StopReason.MAX_STEPS, new.stop_reason
   )
-  checks.check_positive_rows('num_clusters', num_clusters, rows.weight)
-  rows = describe(rows, metric)
-  if isinstance(init, str):
-    return rows, init
-  return rows, centers_in_frame(init, rows)
+  return new._replace(num_steps=runs.num_steps, stop_reason=reason)
 
 
-def centers_in_frame(centers: Any, rows: Rows) -> jax.Array:
-  """Given centers `[K, D]` or `[R, K, D]` as `[R, K, D]` in the frame."""
-  lib = jnp if checks.is_traced(centers) else np
-  centers = lib.asarray(centers).astype(rows.dtype)
-  return rows.frame.apply(centers.reshape(-1, *centers.shape[-2:]))
+@functools.partial(compiled, static=(4,))
+def _update(key, runs, rows, num_batches, batch_size):
+  mass = jnp.asarray(cumulate(rows, rows.weight))
+
+  def body(step, runs):
+    place = _draw_places(jax.random.fold_in(key, step), mass, batch_size)
+    weight = jnp.ones(batch_size, mass.dtype)
+    batch = Rows(take_rows(rows, place), weight, rows.frame)
+    return solver.partial_fit(LLOYD, runs, batch, 1.0, 0.0)
+
+  if not rows.is_streamed:
+    return lax.fori_loop(0, num_batches, body, runs)
+  for step in range(num_batches):
+    runs = body(step, runs)
+  return runs
 
 
-def begin(
-  key: jax.Array,
-  rows: Rows,
-  starts: Any,
-  num_clusters: int,
-  num_restarts: int,
-  **options: Any,
-) -> Solution:
-  """Seeds R runs on rows in a frame, and assigns these once.
-
-  Args:
-    key: a JAX random key.
-    rows: N rows.
-    starts: of `seeding.SEEDINGS`, or centers `[R, K, D]` in the frame.
-    num_clusters: K.
-    num_restarts: R, unless centers are given.
-    **options: of `runs.begin`.
-  """
-  size = padded_groups(num_clusters, rows)
-  if isinstance(starts, str):
-    starts = seeding.seed_centers(
-      starts, key, rows, num_clusters, num_restarts, size
-    )
-  return runs.begin(pad(starts, num_clusters, size), rows, **options)
+@functools.partial(jax.jit, static_argnames='count')
+def _draw_places(key, mass, count):
+  draws = jax.random.uniform(key, (count,), mass.dtype, 0, mass[-1])
+  places = jnp.searchsorted(mass, draws, side='right')
+  return jnp.minimum(places, jnp.argmax(mass)).astype(jnp.int32)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
-from jaxclust.algorithms.solver import Algorithm, Options, Solution
+from jaxclust.algorithms.solver import Algorithm, Solution
 from jaxclust.frames import dot
 from jaxclust.rows import Rows, map_rows, top_rows
 
@@ -69,11 +70,12 @@ def _stats(params: Clusters, x: jax.Array, weight: jax.Array) -> Sums:
   )
 
 
-def _update(params: Clusters, stats: Sums, options: Options) -> Clusters:
+def _update(params: Clusters, stats: Sums, frame: Any, reg: Any) -> Clusters:
   """Centers at the means of their points; those without points stay."""
+  del reg
   occupied = (stats.counts > 0)[..., None]
   means = stats.sums / jnp.where(occupied, stats.counts[..., None], 1)
-  centers = jnp.where(occupied, options.frame.project(means), params.centers)
+  centers = jnp.where(occupied, frame.project(means), params.centers)
   return params._replace(centers=centers)
 
 
@@ -90,26 +92,26 @@ def _change(old: Solution, new: Solution) -> jax.Array:
   return jnp.where(jnp.all(settled, axis=1), shift, shift + jnp.inf)
 
 
-def _lacks_points(stats: Sums, params: Clusters) -> jax.Array:
-  return jnp.any((stats.counts <= 0) & params.active, axis=1)
-
-
-def _relocate(params: Clusters, stats: Sums, rows: Rows) -> Clusters:
+def _fill_empty(params: Clusters, stats: Sums, rows: Rows) -> Clusters:
   """Moves centers without points to the points farthest from all centers."""
-  least = map_rows(_least, params, rows, width=_width(params))
-  count = min(
-    params.active.shape[1], rows.shape[0]
-  )  # a mini-batch may have fewer rows
-  farthest, x = top_rows(_distance, (), rows, least, count=count)
   empty = (stats.counts <= 0) & params.active
-  rank = jnp.clip(jnp.cumsum(empty, axis=1) - 1, 0, count - 1)
-  farthest = jnp.take_along_axis(farthest, rank, axis=1)
-  x = jnp.take_along_axis(x, rank[..., None], axis=1)
-  # The mean of equal rows is as far from them as its rounding.
-  rounding = 64 * jnp.finfo(x.dtype).eps
-  apart = farthest > rounding**2 * jnp.square(x).sum(axis=-1)
-  moves = (empty & apart)[..., None]
-  return params._replace(centers=jnp.where(moves, x, params.centers))
+
+  def relocate():
+    least = map_rows(_least, params, rows, width=params.active.size)
+    count = min(empty.shape[1], rows.shape[0])  # a mini-batch may have fewer
+    farthest, x = top_rows(_distance, (), rows, least, count=count)
+    rank = jnp.clip(jnp.cumsum(empty, axis=1) - 1, 0, count - 1)
+    farthest = jnp.take_along_axis(farthest, rank, axis=1)
+    x = jnp.take_along_axis(x, rank[..., None], axis=1)
+    # The mean of equal rows is as far from them as its rounding.
+    rounding = 64 * jnp.finfo(x.dtype).eps
+    apart = farthest > rounding**2 * jnp.square(x).sum(axis=-1)
+    moves = (empty & apart)[..., None]
+    return params._replace(centers=jnp.where(moves, x, params.centers))
+
+  if rows.is_streamed:
+    return relocate() if empty.any() else params
+  return lax.cond(empty.any(), relocate, lambda: params)
 
 
 def _least(params, x):
@@ -121,17 +123,12 @@ def _distance(params, weight, least):
   return jnp.where(weight[None] > 0, least.T, 0)
 
 
-def _width(params):
-  return params.active.size
-
-
 LLOYD = Algorithm(
   stats=_stats,
   update=_update,
   objective=lambda stats: stats.inertia,
   change=_change,
-  width=_width,
-  lacks=_lacks_points,
-  mend=_relocate,
+  width=lambda params: params.active.size,
+  mend=_fill_empty,
   together=True,
 )

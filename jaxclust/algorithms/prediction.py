@@ -1,5 +1,8 @@
 """Labels, distances and scores of points under given centers.
 
+All functions raise an InputError if shapes do not fit, or if x or weights are
+not finite.
+
 Axes: N points, D features, K centers, B rows of a block.
 """
 
@@ -13,7 +16,6 @@ import numpy as np
 from jaxclust import checks
 from jaxclust.algorithms.distances import squared_distances
 from jaxclust.algorithms.lloyd import assign, pad
-from jaxclust.errors import InputError
 from jaxclust.frames import Frame, Sphere, dot
 from jaxclust.inputs import (
   METRICS,
@@ -39,9 +41,6 @@ def predict(
   >>> x = np.array([[0.0], [1.0], [10.0]], np.float32)
   >>> predict(np.array([[9.0], [2.0]]), x).tolist()
   [1, 1, 0]
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
   """
   rows, params = _prepare(centers, x, metric, block_size)
   return rows.trim(_pass(map_rows, _label_block, metric, params, rows))
@@ -58,9 +57,6 @@ def transform(
   """Distances `[N, K]` of points `[N, D]` from the centers `[K, D]`.
 
   With the cosine metric, `1 - cos`.
-
-  Raises:
-    InputError: if shapes do not fit or x is not finite.
   """
   rows, params = _prepare(centers, x, metric, block_size)
   block = _DISTANCES[metric]
@@ -77,11 +73,7 @@ def score(
   metric: str = 'euclidean',
   block_size: int | None = None,
 ) -> jax.Array:
-  """The negative inertia `[]` of points `[N, D]`: higher is better.
-
-  Raises:
-    InputError: if shapes do not fit or x or the weights are out of range.
-  """
+  """The negative inertia `[]` of points `[N, D]`: higher is better."""
   rows, params = _prepare(centers, x, metric, block_size, sample_weight)
   return _pass(reduce_rows, _score_block, metric, params, rows)
 
@@ -93,8 +85,6 @@ def _prepare(centers, x, metric, block_size, sample_weight=None):
   checks.check_centers('centers', centers, None, rows.shape[1])
   lib = jnp if checks.is_traced(centers) else np
   centers = lib.asarray(centers).astype(rows.dtype)
-  if centers.ndim != 2:
-    raise InputError(f'centers have shape {centers.shape}: it must be [K, D]')
   size = padded_groups(len(centers), rows)
   return rows, pad(centers[None], len(centers), size)
 

@@ -12,6 +12,7 @@ References:
     https://doi.org/10.1137/1.9781611972801.12
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,10 +77,13 @@ def sweep(params: Clusters, memory: Bounds, rows: Rows) -> tuple[Sums, Bounds]:
   sums, counts = memory.sums + sums, memory.counts + counts
   moved = jnp.where(is_first, 0, memory.moved + lengths)
   distance = jnp.sqrt(spread / rows.weight.sum())
+  sum_anew = functools.partial(
+    reduce_rows, _sums_of_labels, active, rows, columns[0], width=len(active)
+  )
   drifted = jnp.finfo(sums.dtype).eps * moved > _DRIFT * distance * counts
   sums, counts, moved = lax.cond(
     jnp.any(drifted),
-    lambda: (*_sum_all(columns[0], rows, active)[:2], jnp.zeros_like(moved)),
+    lambda: (*sum_anew(), jnp.zeros_like(moved)),
     lambda: (sums, counts, moved),
   )
   lengths = jnp.square(centers).sum(axis=1)
@@ -121,12 +125,9 @@ def _relabel(params, rows, columns):
   return (*change, dot(rows.weight, jnp.square(bounds))), columns
 
 
-def _sum_all(labels, rows, active):
-  def here(_, rows, labels):
-    everyone, nowhere = rows.weight > 0, jnp.full_like(labels, -1)
-    return _sum_changes(everyone, nowhere, labels, rows, len(active)), ()
-
-  return on_each_device(here, (), rows, labels)[0]
+def _sums_of_labels(active, x, weight, labels):
+  inside = one_hot(labels[None], len(active), x.dtype) * weight[None]
+  return dot(inside, x), inside.sum(axis=1)
 
 
 def _loosen(drift, labels, upper, lower):
@@ -193,13 +194,9 @@ def _visit(
 ) -> Any:
   """Walks over the wanted rows of a device, a block of them at a time.
 
-  Args:
-    fn: `(carry, place [B], x [B, D], weight [B]) -> carry`; the last block may
-      fall short: then places are N and weights 0.
-    carry: a pytree of arrays.
-    rows: N rows.
-    wanted: `[N]` bool.
-    width: numbers that a row takes beside its D.
+  `fn(carry, place [B], x [B, D], weight [B])` returns the next carry; where the
+  last block falls short, places are N and weights 0. Rows are wanted `[N]`, and
+  take `width` numbers beside their D.
   """
   num_rows = rows.shape[0]
   size = block_rows(num_rows, rows.shape[1] + width, rows.block_size)
@@ -220,6 +217,4 @@ def _visit(
   return lax.fori_loop(0, -(-rank[-1] // size), body, carry)
 
 
-PRUNED = LLOYD._replace(
-  begin=begin, sweep=sweep, looks_first=True, together=False
-)
+PRUNED = LLOYD._replace(begin=begin, sweep=sweep, together=False)

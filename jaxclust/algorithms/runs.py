@@ -1,4 +1,4 @@
-"""Runs of k-means and EM in parts: started, stepped, given mini-batches.
+"""Runs of k-means and EM in parts: stepped, and given mini-batches.
 
 Axes: N points, D features, R runs (restarts), B rows of a mini-batch, S steps.
 """
@@ -10,58 +10,37 @@ import jax
 
 from jaxclust import checks
 from jaxclust.algorithms import solver
-from jaxclust.algorithms.em import Mixture, em, family_of
+from jaxclust.algorithms.em import EM, family_of
 from jaxclust.algorithms.lloyd import LLOYD, Clusters
-from jaxclust.algorithms.products import PRODUCTS, em_by_products
+from jaxclust.algorithms.products import EM_BY_PRODUCTS, PRODUCTS
 from jaxclust.algorithms.pruning import PRUNED
-from jaxclust.algorithms.solver import Solution
+from jaxclust.algorithms.solver import Algorithm, Solution
 from jaxclust.inputs import on_any_mesh, place
 from jaxclust.rows import Rows, block_rows
 
 
-def _lloyd_for(params, rows):
-  """Bounds pay where a CPU reads more than a block."""
-  block = block_rows(rows.shape[0], rows.shape[1] + params.active.size)
-  prunes = jax.default_backend() == 'cpu' and not rows.is_streamed
-  return PRUNED if prunes and block < rows.shape[0] else LLOYD
+def _plain(params):
+  return LLOYD if isinstance(params, Clusters) else EM
 
 
-def _em_for(mixture, rows):
-  family = family_of(mixture.params)
-  plain = family not in PRODUCTS or rows.is_streamed or rows.is_small
-  return em(family) if plain else em_by_products(family)
-
-
-# Kind of parameters -> (params, rows) -> how to make many steps with them.
-_FASTEST = {Clusters: _lloyd_for, Mixture: _em_for}
-
-# Kind of parameters -> params -> the plain algorithm.
-_PLAIN = {
-  Clusters: lambda params: LLOYD,
-  Mixture: lambda mixture: em(family_of(mixture.params)),
-}
-
-
-def _plain_for(params, rows):
-  del rows
-  return _PLAIN[type(params)](params)
-
-
-def begin(params: Any, rows: Rows, *, to_run: bool = False) -> Solution:
-  """R runs that stand at params `[R, ...]`, on rows in their frame.
-
-  With `to_run`, `run_rows` has to follow: it may have to make the first pass.
-  """
-  choose = _FASTEST[type(params)] if to_run else _plain_for
-  return solver.begin(choose(params, rows), params, rows)
+def _fastest(params: Any, rows: Rows) -> Algorithm:
+  """The algorithm that makes many steps from params `[R, ...]` on rows."""
+  if rows.is_streamed:
+    return _plain(params)
+  if isinstance(params, Clusters):
+    # Bounds pay where a CPU reads more than a block.
+    block = block_rows(rows.shape[0], rows.shape[1] + params.active.size)
+    prunes = jax.default_backend() == 'cpu' and block < rows.shape[0]
+    return PRUNED if prunes else LLOYD
+  has_products = family_of(params.params) in PRODUCTS
+  return EM_BY_PRODUCTS if has_products and not rows.is_small else EM
 
 
 def run_rows(
   state: Solution, rows: Rows, **options: Any
 ) -> tuple[Solution, jax.Array]:
   """`run` on rows in the frame of the state; options as for `solver.run`."""
-  algorithm = _FASTEST[type(state.params)](state.params, rows)
-  return solver.run(algorithm, state, rows, **options)
+  return solver.run(_fastest(state.params, rows), state, rows, **options)
 
 
 @on_any_mesh
@@ -136,8 +115,7 @@ def update(
   """
   checks.check_number('decay', decay, high=1)
   rows = _further(state, x, sample_weight, block_size, may_be_zero=True)
-  algorithm = _plain_for(state.params, rows)
-  return solver.partial_fit(algorithm, state, rows, decay, reg)
+  return solver.partial_fit(_plain(state.params), state, rows, decay, reg)
 
 
 def _further(state, x, sample_weight, block_size, **options):

@@ -18,6 +18,7 @@ References:
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,10 @@ from jax import lax
 
 from jaxclust import checks
 from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.lloyd import Clusters, pad
 from jaxclust.algorithms.solver import each_run
 from jaxclust.frames import dot
-from jaxclust.inputs import bucket
+from jaxclust.inputs import bucket, padded_groups
 from jaxclust.rows import (
   Rows,
   compiled,
@@ -50,7 +52,7 @@ def number_rows(rows: Rows) -> jax.Array:
   return cumulate(rows, (rows.weight > 0).astype(np.int32))
 
 
-def plus_plus(
+def _plus_plus(
   seeds: jax.Array, rows: Rows, num_clusters: jax.Array, size: int
 ) -> jax.Array:
   """Rows drawn far from each other (greedy k-means++).
@@ -61,11 +63,8 @@ def plus_plus(
   Args:
     seeds: `[R]` uint32, one for each run.
     rows: N rows.
-    num_clusters: how many centers to draw, at most `size`.
-    size: K of the result.
-
-  Returns:
-    Centers `[R, K, D]` in the frame of the rows.
+    num_clusters: how many centers to draw.
+    size: K of the result `[R, K, D]` in the frame.
   """
   num_runs, num_features = len(seeds), rows.shape[1]
   num_trials = 2 + int(math.log(bucket(size, 4)))
@@ -85,16 +84,13 @@ def plus_plus(
     least = map_rows(_nearer, center, rows, least, width=num_runs)
     return centers, least
 
-  shape = rows.shape[0], num_runs
-  everywhere = jnp.full(shape, jnp.inf, rows.dtype)
-  same = jnp.ones(shape, rows.dtype)
-  first = _draw(mix(seeds[:, None]), rows, numbers, same)
+  first = _draw(mix(seeds[:, None]), rows, numbers)
   centers = jnp.broadcast_to(first, (num_runs, size, num_features))
-  least = map_rows(_nearer, first, rows, everywhere, width=num_runs)
+  least = map_rows(_nearer, first, rows, width=num_runs)
   return lax.fori_loop(1, num_clusters, choose, (centers, least))[0]
 
 
-def parallel(
+def _parallel(
   seeds: jax.Array, rows: Rows, num_clusters: jax.Array, size: int
 ) -> jax.Array:
   """Rows drawn many at a time, then thinned by k-means++ (k-means||).
@@ -102,15 +98,14 @@ def parallel(
   Each of two rounds draws 2 K rows in proportion to the weighted squared
   distance to the rows drawn before. Greedy k-means++ chooses K of these
   candidates, which weigh what the rows nearest to them weigh. The passes over x
-  are 4 in place of 2 K. Arguments as for `plus_plus`.
+  are 4 in place of 2 K. Arguments as for `_plus_plus`.
   """
   many = min(_OVERSAMPLING * size, rows.shape[0])
   numbers = number_rows(rows)
 
   def seed_one(seed):
-    column = jnp.ones((rows.shape[0], 1), rows.dtype)
-    drawn = _draw(mix(seed)[None, None], rows, numbers, column)[0]
-    least = map_rows(_nearer, drawn[None], rows, column * jnp.inf, width=1)
+    drawn = _draw(mix(seed)[None, None], rows, numbers)[0]
+    least = map_rows(_nearer, drawn[None], rows, width=1)
     candidates = [drawn]
     for number in range(_ROUNDS):
       noise = mix(seed ^ mix(jnp.uint32(number + 1)))[None, None]
@@ -119,60 +114,70 @@ def parallel(
       candidates.append(drawn)
     x = jnp.concatenate(candidates)
     masses = reduce_rows(_masses, x, rows, width=2 * len(x))
-    found = plus_plus(mix(seed)[None], Rows(x, masses), num_clusters, size)
+    found = _plus_plus(mix(seed)[None], Rows(x, masses), num_clusters, size)
     return found[0]
 
   return lax.map(seed_one, seeds)
 
 
-def random_rows(
+def _random_rows(
   seeds: jax.Array, rows: Rows, num_clusters: jax.Array, size: int
 ) -> jax.Array:
   """Different rows drawn in proportion to their weights.
 
   The first is repeated where there are too few rows of positive weight.
-  Arguments as for `plus_plus`.
+  Arguments as for `_plus_plus`.
   """
   del num_clusters
-  column = jnp.ones((rows.shape[0], 1), rows.dtype)
   numbers = number_rows(rows)
   return lax.map(
-    lambda seed: _draw(mix(seed)[None, None], rows, numbers, column, size)[0],
+    lambda seed: _draw(mix(seed)[None, None], rows, numbers, count=size)[0],
     seeds,
   )
 
 
+def sample(key: jax.Array, rows: Rows, size: int) -> Rows:
+  """Up to so many rows that stand for all, drawn in proportion to weights."""
+  traced = checks.is_traced(rows.weight)  # else padding is known
+  num_points = rows.shape[0] if traced else int((rows.weight > 0).sum())
+  if size >= num_points and not rows.is_streamed:
+    return rows
+  seed = jax.random.bits(key, dtype=jnp.uint32)
+  x, weight = sample_rows(seed, rows, min(size, num_points))
+  return Rows(x, weight, rows.frame)
+
+
 @functools.partial(compiled, static=(2,))
-def sample_rows(seed: jax.Array, rows: Rows, count: int) -> Rows:
-  """Up to `count` different rows drawn in proportion to their weights, in the
-  frame; each then weighs the same."""
-  numbers = number_rows(rows)
-  lib = np if rows.is_streamed else jnp
-  column = lib.ones((rows.shape[0], 1), rows.dtype)
-  count = min(count, rows.shape[0])
-  times, x = top_rows(
-    _race, mix(seed)[None, None], rows, numbers, column, count=count
-  )
-  return Rows(x[0], jnp.isfinite(times[0]).astype(rows.dtype))
-
-
-def _draw(seeds, rows, numbers, least, count=1):
-  """Draws by weight times `least` `[N, R]`.
-
-  Args:
-    seeds: `[R, T]` of the draws.
-    count: C rows of each draw.
+def sample_rows(
+  seed: jax.Array, rows: Rows, count: int
+) -> tuple[jax.Array, jax.Array]:
+  """Draws `count` different rows.
 
   Returns:
-    Rows `[R, T C, D]` in the frame.
+    The rows `[count, D]` in the data's units, and their weights: 1, or 0 beyond
+    the number of rows of positive weight.
   """
-  times, x = top_rows(_race, seeds, rows, numbers, least, count=count)
+  times, x = top_rows(
+    _race, mix(seed)[None, None], rows, number_rows(rows), count=count
+  )
+  weight = jnp.isfinite(times[0]).astype(rows.dtype)
+  return rows.frame.invert(x[0]), weight
+
+
+def _draw(seeds, rows, numbers, *least, count=1):
+  """Draws by weight, times `least` `[N, R]` if it is given.
+
+  Seeds `[R, T]` give rows `[R, T C, D]` in the frame, with C the count.
+  """
+  times, x = top_rows(_race, seeds, rows, numbers, *least, count=count)
   x = jnp.where(jnp.isfinite(times)[..., None], x, x[:, :1])
   return x.reshape(len(seeds), -1, x.shape[-1])
 
 
-def _race(seeds, weight, numbers, least):
+def _race(seeds, weight, numbers, least=None):
   """Negative times `[R T, B]` of arrival; rows of weight zero never arrive."""
+  if least is None:
+    least = jnp.ones((1, len(seeds)), weight.dtype)
   mass = jnp.where(weight[None] > 0, weight[None] * least.T, -1)
   each_draw = jax.vmap(arrivals, (0, None, None))
   times = jax.vmap(each_draw, (0, None, 0))(seeds, numbers, mass)
@@ -185,10 +190,7 @@ def arrivals(seed: jax.Array, numbers: jax.Array, mass: jax.Array) -> jax.Array:
   The k first rows are k draws without replacement. Rows of mass 0 come after
   all others, rows of negative mass never.
 
-  Args:
-    seed: uint32.
-    numbers: `[N]` int32, distinct where the mass is positive.
-    mass: `[N]`.
+  Numbers `[N]` int32 are distinct where the mass `[N]` is positive.
   """
   noise = mix(numbers.astype(jnp.uint32) ^ jnp.broadcast_to(seed, mass.shape))
   uniform = (noise.astype(mass.dtype) + 0.5) * 2.0**-32
@@ -212,7 +214,7 @@ def _potentials(trials, x, weight, least):
   return dot(jnp.minimum(squared, least.T[:, None]), weight)
 
 
-def _nearer(centers, x, least):
+def _nearer(centers, x, least=jnp.inf):
   """Squared distances `[B, R]` to the nearest, with centers `[R, M, D]` too."""
   flat = centers.reshape(-1, centers.shape[-1])
   squared = squared_distances(x, flat).reshape(*centers.shape[:2], -1)
@@ -226,46 +228,38 @@ def _masses(candidates, x, weight):
 
 
 SEEDINGS = {
-  'k-means++': plus_plus,
-  'k-means||': parallel,
-  'random': random_rows,
+  'k-means++': _plus_plus,
+  'k-means||': _parallel,
+  'random': _random_rows,
 }
 
 
-def seed_centers(
-  name: str,
-  key: jax.Array,
-  rows: Rows,
-  num_clusters: int,
-  num_runs: int,
-  size: int,
-) -> jax.Array:
-  """Draws centers `[R, K, D]` in the frame of the rows.
+def seed(
+  key: jax.Array, rows: Rows, num_clusters: int, num_restarts: int, init: Any
+) -> Clusters:
+  """The centers that R runs start from, in the frame of the rows.
 
-  Run r draws from `fold_in(key, r)`. The seeds of a stream are drawn from a
-  sample of its rows.
-
-  Args:
-    name: of `SEEDINGS`.
-    key: a JAX random key.
-    rows: N rows.
-    num_clusters: how many centers to draw.
-    num_runs: R.
-    size: K of the result.
+  Options are those of `kmeans.fit`. Run r draws from `fold_in(key, r)`. The
+  seeds of a stream are drawn from a sample of its rows.
   """
+  size = padded_groups(num_clusters, rows)
+  if not isinstance(init, str):
+    lib = jnp if checks.is_traced(init) else np
+    centers = lib.asarray(init).astype(rows.dtype)
+    centers = rows.frame.apply(centers.reshape(-1, *centers.shape[-2:]))
+    return pad(centers, num_clusters, size)
   if rows.is_streamed:
-    count = max(_SAMPLE, 10 * num_clusters)
-    rows = sample_rows(jax.random.bits(key, dtype=jnp.uint32), rows, count)
+    rows = sample(key, rows, max(_SAMPLE, 10 * num_clusters))
   traced = checks.is_traced(key, rows)
-  runs = np.arange(num_runs, dtype=np.int32)
-  seed = functools.partial(_seed, name, size)
-  if traced or not rows.is_small:
-    return seed(key, runs, rows, num_clusters)
-  return each_run(lambda r: seed(key, r, rows, num_clusters), runs, traced)
+  runs = np.arange(num_restarts, dtype=np.int32)
+  draw = functools.partial(_seed, init, size, key, rows, num_clusters)
+  in_turn = rows.is_small and not traced
+  centers = each_run(draw, runs, traced) if in_turn else draw(runs)
+  return pad(centers, num_clusters, size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _seed(name, size, key, runs, rows, num_clusters):
+def _seed(name, size, key, rows, num_clusters, runs):
   def bits(run):
     return jax.random.bits(jax.random.fold_in(key, run), dtype=jnp.uint32)
 

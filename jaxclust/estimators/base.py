@@ -60,11 +60,6 @@ class ReadMixin:
     return tags
 
 
-def as_weights(sample_weight):
-  """Weights `[N]` of any kind of sequence as an array, or None."""
-  return None if sample_weight is None else np.asarray(sample_weight)
-
-
 @contextlib.contextmanager
 def words_of_sklearn(**names):
   """Translates errors and warnings of the functions.

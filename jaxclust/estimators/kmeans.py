@@ -15,12 +15,7 @@ from sklearn.base import (
 )
 
 from jaxclust.algorithms import kmeans
-from jaxclust.estimators.base import (
-  ReadMixin,
-  as_weights,
-  parameters,
-  words_of_sklearn,
-)
+from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
 
 
 @parameters
@@ -48,11 +43,8 @@ class KMeans(
     metric: 'euclidean' or 'cosine'.
     random_state: see the package.
 
-  Attributes:
-    cluster_centers_: `[K, D]`.
-    labels_: `[N]` int32.
-    inertia_: weighted sum of the squared distances to the nearest center.
-    n_iter_: steps of the best start.
+  Attributes are scikit-learn's: `cluster_centers_` `[K, D]`, `labels_` `[N]`,
+  `inertia_` and `n_iter_`.
   """
 
   n_clusters: int = 8
@@ -77,7 +69,7 @@ class KMeans(
         metric=self.metric,
         max_steps=self.max_iter,
         tol=self.tol,
-        sample_weight=as_weights(sample_weight),
+        sample_weight=sample_weight,
       )
     self.cluster_centers_ = np.asarray(result.centers)
     self.inertia_ = float(result.inertia)
@@ -96,7 +88,7 @@ class KMeans(
 
   def score(self, X, y=None, sample_weight=None):
     """The negative inertia of rows `[N, D]`."""
-    return float(self._apply(kmeans.score, X, as_weights(sample_weight)))
+    return float(self._apply(kmeans.score, X, sample_weight))
 
   def _apply(self, fn, X, *args):
     x = self._read(X, reset=False)

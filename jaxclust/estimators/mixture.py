@@ -11,15 +11,10 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jaxclust.algorithms import gmm
-from jaxclust.algorithms.covariances import FAMILIES
+from jaxclust.algorithms.covariances import invert
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.errors import InputError
-from jaxclust.estimators.base import (
-  ReadMixin,
-  as_weights,
-  parameters,
-  words_of_sklearn,
-)
+from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
 
 # scikit-learn's name of a start -> that of `gmm.fit`.
 _STARTS = {
@@ -54,16 +49,11 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       with equal weights and the covariance of the data, or None.
     random_state: see the package.
 
-  Attributes:
-    weights_: `[K]`.
-    means_: `[K, D]`.
-    covariances_: `[K, D, D]`, tied `[D, D]`, diag `[K, D]`, spherical `[K]`.
-    precisions_: their inverses.
-    precisions_cholesky_: upper triangles U such that `U U^T` is the inverse.
-    params_: all of it, as the functions of `gmm` take it.
-    converged_: whether the best start ended before max_iter.
-    n_iter_: its steps.
-    lower_bound_: its mean log-likelihood.
+  Attributes are scikit-learn's: `weights_` `[K]`, `means_` `[K, D]`, and
+  `covariances_`, `precisions_` and `precisions_cholesky_` `[K, D, D]`, tied
+  `[D, D]`, diag `[K, D]`, spherical `[K]`; `converged_`, `n_iter_` and
+  `lower_bound_` of the best start. `params_` is all of it for the functions of
+  `gmm`.
   """
 
   n_components: int = 1
@@ -91,7 +81,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
         max_steps=self.max_iter,
         tol=self.tol,
         reg=self.reg,
-        sample_weight=as_weights(sample_weight),
+        sample_weight=sample_weight,
       )
     self._keep(result.params)
     self.converged_ = bool(result.converged)
@@ -115,7 +105,6 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     self.params_ = GMMParams(*map(np.asarray, params))
     self.weights_ = np.exp(self.params_.log_weights)
     self.means_, factor = self.params_.means, self.params_.scale_tril
-    invert = FAMILIES[self.covariance_type].invert
     root = np.asarray(invert(params.scale_tril))
     if root.ndim == 3:
       root = root.mT
@@ -146,11 +135,11 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   def bic(self, X, sample_weight=None):
     """Bayesian information criterion of rows `[N, D]`; lower is better."""
-    return float(self._apply(gmm.bic, X, as_weights(sample_weight)))
+    return float(self._apply(gmm.bic, X, sample_weight))
 
   def aic(self, X, sample_weight=None):
     """Akaike information criterion of rows `[N, D]`; lower is better."""
-    return float(self._apply(gmm.aic, X, as_weights(sample_weight)))
+    return float(self._apply(gmm.aic, X, sample_weight))
 
   def sample(self, n_samples=1):
     """Draws rows `[n_samples, D]`, and the components they are from."""
