@@ -52,20 +52,21 @@ def images(num_images=300):
   return jnp.asarray(x, jnp.float32)
 
 
-def measured(monkeypatch, **changes):
+def measured(monkeypatch, options):
   """The records of all rows that are planned."""
   monkeypatch.setattr(contests, '_PAUSE', 0)
   x, limits = images(), benchmark.measure_limits(32)
   assert min(limits.values()) > 0
   return [
     measure(row(jax.random.key(0), x), 2, limits)
-    for row in benchmark.plan(x.shape, **OPTIONS | changes)
+    for row in benchmark.plan(x.shape, **OPTIONS | options)
   ]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 def test_every_installed_peer_does_the_same(monkeypatch):
-  rows = measured(monkeypatch)
+  rows = measured(monkeypatch, {})
   assert len(rows) == 8
   seeding, *_, mixture, epoch = rows
   for row, names in (
@@ -82,17 +83,19 @@ def test_every_installed_peer_does_the_same(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 def test_each_layer_is_a_row_of_its_own(monkeypatch):
-  rows = measured(monkeypatch, groups=('layers',))
-  assert len(rows) == 14
-  names = [row['name'] for row in rows]
-  assert names[:3] == [
-    'encoder 0, 7 x 5 x 2 to 4 x 3 x 4, forward',
-    'encoder 0, 7 x 5 x 2 to 4 x 3 x 4, gradient of its parameters',
-    'encoder 1, 4 x 3 x 4 to 2 x 2 x 2, forward',
-  ]
-  assert names[-1] == 'decoder 2, 4 x 3 x 4 to 7 x 5 x 2, gradient of its input'
-  assert all(row['ratio'] == {} and row['limit'] > 0 for row in rows)
+  network = OPTIONS['autoencoder'] | {'features': (4,)}
+  options = {'groups': ('layers',), 'autoencoder': network}
+  first, *others, last = measured(monkeypatch, options)
+  assert first['name'] == 'encoder 0, 7 x 5 x 2 to 4 x 3 x 4, forward'
+  assert len(others) == 6
+  assert last['name'] == (
+    'decoder 1, 4 x 3 x 4 to 7 x 5 x 2, gradient of its input'
+  )
+  names = {row['name'] for row in (first, *others, last)}
+  assert len(names) == 8
+  assert all(row['ratio'] == {} and row['limit'] > 0 for row in others)
 
 
 @pytest.mark.filterwarnings('ignore:Best performing initialization')

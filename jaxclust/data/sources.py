@@ -98,21 +98,19 @@ def _digits():
   digits = load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)
   test = np.arange(len(images)) % 4 == 3
-  return Dataset(
-    name='digits',
-    images=images[~test],
-    labels=digits.target[~test],
-    test_images=images[test],
-    test_labels=digits.target[test],
-    label_names=tuple(str(label) for label in digits.target_names),
-  )
+  splits = [a[rows] for rows in (~test, test) for a in (images, digits.target)]
+  return Dataset('digits', *splits, tuple(map(str, digits.target_names)))
 
 
 def _from_file(name, path):
   if not path.is_file():
     raise InputError(f'{path} does not exist: give an .npz or .npy file')
   if path.suffix == '.npy':
-    return Dataset(name, _read_npy(path))
+    with reading(path, '.npy', 'write it with numpy.save'):
+      # Mapped first: a header that states more than the file holds fails here.
+      array = np.lib.format.open_memmap(path, mode='r')
+      check_memory(path, array.nbytes)
+      return Dataset(name, np.array(array))
   arrays = read_npz(path)
   known = {'images', 'labels', 'test_images', 'test_labels'}
   if 'images' not in arrays or not arrays.keys() <= known:
@@ -121,18 +119,6 @@ def _from_file(name, path):
       'hold labels, test_images and test_labels, nothing else'
     )
   return Dataset(name, **arrays)
-
-
-def _read_npy(path):
-  """Returns the array of an .npy file.
-
-  The file is mapped first: if its header states more bytes than it holds, this
-  fails before any memory is allocated.
-  """
-  with reading(path, '.npy', 'write it with numpy.save'):
-    array = np.lib.format.open_memmap(path, mode='r')
-    check_memory(path, array.nbytes)
-    return np.array(array)
 
 
 def _from_folder(name, root, size):
