@@ -6,12 +6,11 @@ C channels.
 
 import contextlib
 import hashlib
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxclust.checks import check_count
+from jaxclust.checks import check_count, warn
 from jaxclust.errors import InputError, one_line
 from jaxclust.memory import host_bytes
 
@@ -200,10 +199,7 @@ def _as_float32(what, images):
       f'first at {first}: repair or remove these images'
     )
   if images.dtype.itemsize > 4:
-    warnings.warn(
-      f'{what} are {images.dtype} and are cast to float32',
-      stacklevel=5,  # the caller of `load`
-    )
+    warn(f'{what} are {images.dtype} and are cast to float32')
   return cast
 
 

@@ -132,39 +132,33 @@ def read(name, folder, size):
     if str(arrays.pop('source')) == source:
       label_names = tuple(map(str, arrays.pop('label_names')))
       return Dataset(name, **arrays, label_names=label_names)
+  import tensorflow_datasets as tfds
+
   with (
     _quiet(),
     reading(folder, 'a prepared set', 'delete it and prepare it again'),
   ):
-    dataset, is_whole = _decode(name, folder, size)
-  if is_whole:
+    builder = tfds.builder_from_directory(folder)
+    features, splits = builder.info.features, builder.info.splits
+    image = _find_feature(features, tfds.features.Image, 'image')
+    label = _find_feature(features, tfds.features.ClassLabel, 'label')
+    if image is None or 'train' not in splits:
+      raise InputError(
+        f'{folder} has the features {list(features)} and the splits '
+        f'{list(splits)}: it needs an Image and a train split'
+      )
+    if None not in features[image].shape:
+      size = None
+    test = next((s for s in ('test', 'validation') if s in splits), None)
+    dataset = Dataset(
+      name,
+      *_read_split(builder, 'train', image, label, size),
+      *(_read_split(builder, test, image, label, size) if test else ()),
+      label_names=tuple(features[label].names or ()) if label else (),
+    )
+  if size is None:
     _write_copy(folder, dataset, source)
   return dataset
-
-
-def _decode(name, folder, size):
-  """Returns a `Dataset`, and whether it is as prepared, not resized."""
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder_from_directory(folder)
-  features, splits = builder.info.features, builder.info.splits
-  image = _find_feature(features, tfds.features.Image, 'image')
-  label = _find_feature(features, tfds.features.ClassLabel, 'label')
-  if image is None or 'train' not in splits:
-    raise InputError(
-      f'{folder} has the features {list(features)} and the splits '
-      f'{list(splits)}: it needs an Image and a train split'
-    )
-  if None not in features[image].shape:
-    size = None
-  test = next((s for s in ('test', 'validation') if s in splits), None)
-  dataset = Dataset(
-    name,
-    *_read_split(builder, 'train', image, label, size),
-    *(_read_split(builder, test, image, label, size) if test else ()),
-    label_names=tuple(features[label].names or ()) if label else (),
-  )
-  return dataset, size is None
 
 
 def _write_copy(folder, dataset, source):
