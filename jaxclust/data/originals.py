@@ -75,9 +75,18 @@ def _download(name, url_infos, raw_dir):
     response.raise_for_status()
     return response.content
 
+  def probe():
+    with contextlib.suppress(OSError):  # the download will report it
+      requests.head(first, timeout=_STALL_SECONDS)
+
   first = next(iter(url_infos))
+  # A thread, because requests does not limit the time to look up a host name.
+  thread = threading.Thread(target=probe, daemon=True)
+  thread.start()
+  thread.join(_PROBE_SECONDS)
   try:
-    _probe(first)
+    if thread.is_alive():
+      raise TimeoutError(f'no answer within {_PROBE_SECONDS} seconds')
     return [get(url) for url in url_infos]
   except OSError as error:  # the base class of all errors of requests
     files = ', '.join(info.filename for info in url_infos.values())
@@ -89,19 +98,3 @@ def _download(name, url_infos, raw_dir):
       f'--config.data.dir=FOLDER where TFDS has prepared {name}, or a network '
       f'({one_line(error)})'
     ) from error
-
-
-def _probe(url):
-  """Raises a TimeoutError if a host does not answer soon."""
-  import requests
-
-  def ask():
-    with contextlib.suppress(OSError):  # the download will report it
-      requests.head(url, timeout=_STALL_SECONDS)
-
-  # A thread, because requests does not limit the time to look up a host name.
-  thread = threading.Thread(target=ask, daemon=True)
-  thread.start()
-  thread.join(_PROBE_SECONDS)
-  if thread.is_alive():
-    raise TimeoutError(f'no answer within {_PROBE_SECONDS} seconds')
