@@ -21,6 +21,8 @@ import jaxclust
 from jaxclust import gmm, model, networks
 from jaxclust.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('light_compiler')
+
 # What is found.
 
 
