@@ -54,6 +54,7 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(
   tmp_path, monkeypatch, capfd
 ):
   monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(phases, '_MOST_STEPS', 1)
   save = checkpoints.save
 
   def fill(path, phase, step, state):
@@ -61,14 +62,14 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     save(path, phase, step, state)
 
-  flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL['ae_kmeans']]
+  flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL['kmeans']]
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, 'save', fill)
-    assert run('ae_kmeans', tmp_path / 'run', *flags) == 3
+    assert run('kmeans', tmp_path / 'run', *flags) == 3
   message = capfd.readouterr().err
   assert 'cannot be written (No space left on device): make room' in message
   assert message.count('\n') == 1
-  assert run('ae_kmeans', tmp_path / 'run', *flags) == 0
+  assert run('kmeans', tmp_path / 'run', *flags) == 0
 
 
 GMM, DEC = '--config=configs/gmm.py:digits', '--config=configs/dec.py:digits'
