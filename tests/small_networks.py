@@ -11,7 +11,7 @@ from jaxclust import networks, phases, plans, training
 from jaxclust.defaults import TRAINING
 from jaxclust.methods import METHODS
 
-NETWORK = networks.build((8, 8, 1), features=(4, 2))
+NETWORK = networks.build((8, 8, 1), name='mlp', features=(16, 4))
 METHOD = METHODS['autoencoder'](NETWORK)
 OPTIONS = TRAINING | {'num_epochs': 3, 'batch_size': 16, 'learning_rate': 1e-2}
 

@@ -272,15 +272,15 @@ import numpy as np
 from small_networks import plan_of, run_of, train
 from jaxclust import encoding, networks, training
 
-images = np.random.default_rng(0).integers(0, 256, (3000, 64, 64, 3), np.uint8)
+images = np.random.default_rng(0).integers(0, 256, (600, 64, 64, 3), np.uint8)
 network = networks.build((64, 64, 3), features=(16, 8, 8, 8))
 plan = plan_of(
-  images, images[:500], network=network, batch_size=256, num_epochs=1,
+  images, images[:300], network=network, batch_size=256, num_epochs=1,
   noise=0.1, max_shift=2.0, max_rotation=5.0,
 )
 course, _ = train(plan)
 params = run_of(training.final_params(plan, course))
-assert encoding.embed(plan.method, params, images, 256).shape == (3000, 128)
+assert encoding.embed(plan.method, params, images, 256).shape == (600, 128)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
