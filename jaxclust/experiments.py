@@ -102,7 +102,9 @@ def run(
         summary = _circumstances(title, config, dataset) | found
         summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
         summary['warnings'] = messages
-        published = _published(config)
+        published = config.get('reference', ConfigDict()).to_dict()
+        if published.get('dataset') != config.data.name:  # of other images
+          published = {}
         html = page.render(
           summary, config.to_dict(), published, sections, command
         )
@@ -148,12 +150,6 @@ def _circumstances(title, config, dataset):
     'device': runtime.device(),
     'versions': runtime.versions(),
   }
-
-
-def _published(config):
-  """The published scores of the same images, if there are any."""
-  found = config.get('reference', ConfigDict()).to_dict()
-  return found if found.get('dataset') == config.data.name else {}
 
 
 @contextlib.contextmanager

@@ -62,8 +62,7 @@ def listening() -> Iterator[None]:
     os.close(reader)
 
 
-def _stop(number, frame):
-  del frame
+def _stop(number, _):
   if _requests.number is None:
     _requests.number = number
     if not _requests.waits:

@@ -201,8 +201,7 @@ def closing_table(summary: dict, reference: dict) -> None:
     sorted(_score(scores, split, 'cluster_purity'), reverse=True)
     for scores in (means, reference)
     for split in _SPLITS
-    if _score(means, split, 'cluster_purity')
-    and _score(scores, split, 'cluster_purity')
+    if all(_score(part, split, 'cluster_purity') for part in (means, scores))
   ]
   ranks = enumerate(itertools.zip_longest(*purities), start=1)
   _print_table(
