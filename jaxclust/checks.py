@@ -120,13 +120,8 @@ def check_shape(x: Any) -> None:
 
 
 def check_largest(x: Any, largest: float, dtype: Any) -> None:
-  """Checks the largest magnitude of x, which is NaN if any value is.
-
-  Args:
-    x: `[N, D]`, read only to name the first value that is not finite.
-    largest: of the magnitudes.
-    dtype: of the computation.
-  """
+  """Checks the largest magnitude in x `[N, D]`, NaN if any value is; x itself
+  is read only to name the first value that is not finite."""
   if not np.isfinite(largest):
     total, first = 0, None
     for start in range(0, len(x), _ROWS_OF_A_LOOK):

@@ -149,14 +149,8 @@ def prepare(
 
 
 def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
-  """Checks the values of rows, and finds their frame, in two passes.
-
-  Args:
-    rows: from `place`.
-    metric: of `METRICS`.
-
-  Returns:
-    The rows in a frame in which the metric is the distance.
+  """Checks the values of rows, and finds a frame in which the metric is the
+  distance, in two passes.
 
   Raises:
     InputError: for NaN, infinity, or numbers whose squares sum to more than

@@ -92,12 +92,8 @@ class Rows:
 
 
 def compiled(fn: Callable, static: tuple[int, ...] = ()) -> Callable:
-  """Compiles a function of Rows; with streamed rows it runs block by block.
-
-  Args:
-    fn: whose passes are all over the Rows among its arguments.
-    static: places of the arguments that are not arrays.
-  """
+  """Compiles a function whose passes are all over the Rows among its arguments;
+  with streamed rows it runs block by block."""
   jitted = jax.jit(fn, static_argnums=static)
 
   @functools.wraps(fn)

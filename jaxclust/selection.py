@@ -241,9 +241,7 @@ def _scores_of_rows(totals, own, sizes, clustering, num_clusterings):
 def choose(records: Sequence[dict]) -> dict[str, int | None]:
   """The K that each criterion prefers; None where it prefers none.
 
-  Args:
-    records: with 'num_clusters' and the criteria, in any order; a criterion may
-      be None or NaN.
+  Records have 'num_clusters' and the criteria, which may be None or NaN.
   """
   records = sorted(records, key=lambda record: record['num_clusters'])
   return {name: _choose_by(name, records) for name in CRITERIA}

@@ -69,11 +69,7 @@ def color(scale: jax.Array, noise: jax.Array) -> jax.Array:
 def factor_with_repair(
   covariance: jax.Array, reg: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Factors covariances, with larger ridges where reg does not suffice.
-
-  Returns:
-    The factors, and which of them needed a larger ridge.
-  """
+  """Factors of covariances, and which `[K]` needed a larger ridge than reg."""
   first = jnp.full(covariance.shape[0], reg, covariance.dtype)
   floor = jnp.finfo(covariance.dtype).eps
   finite = jnp.isfinite(covariance).all(axis=tuple(range(1, covariance.ndim)))

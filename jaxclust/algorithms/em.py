@@ -180,10 +180,7 @@ def m_step(
 
   A component that has lost all its points keeps its place and its shape. A
   covariance that is singular in spite of the ridge gets the first of a growing
-  series of ridges that makes it sound.
-
-  Returns:
-    The parameters, and how many covariances were repaired, `[]` int32.
+  series of ridges that makes it sound. How many did comes second, `[]` int32.
   """
   counts = moments.counts
   occupied = counts > 0

@@ -229,12 +229,7 @@ def in_units(state: Solution, log_likelihoods: jax.Array) -> jax.Array:
 
 
 def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
-  """Warns of what a concrete result falls short of.
-
-  Args:
-    result: of a fit.
-    sample_weight: `[N]` its weights, if they were not all 1.
-  """
+  """Warns of what a concrete result of weights `[N]` falls short of."""
   if checks.is_traced(result):
     return
   result = jax.tree.map(np.asarray, result)

@@ -110,9 +110,8 @@ def _inertia(params, x, weight):
 def _relabel(params, rows, columns):
   """Labels the open rows of a device anew.
 
-  Returns:
-    Changes of sums, counts and lengths, and the weighted sum of the squared
-    upper bounds; and the new labels and bounds.
+  Returns changes of sums, counts and lengths, and the weighted sum of the
+  squared upper bounds; and the new labels and bounds.
   """
   centers, active, drift = params
   old, upper, lower = columns

@@ -64,11 +64,8 @@ class ReadMixin:
 def words_of_sklearn(**names):
   """Translates errors and warnings of the functions.
 
-  They name the estimator's parameters, and warnings of a fit become
+  They name parameters as `_NAMES` and `names` say, and warnings of a fit become
   scikit-learn's.
-
-  Args:
-    **names: the functions' names of parameters, to the estimator's.
   """
   names = _NAMES | names
   with warnings.catch_warnings(record=True) as caught:
