@@ -1,16 +1,13 @@
-"""The autoencoder in Keras on TensorFlow."""
+"""The autoencoder in Keras on TensorFlow; arguments are those of `peers`."""
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxclust.benchmark.contest import Task
 
 
-def training(
-  images: np.ndarray, params: Sequence, batch_size: int, learning_rate: float
-) -> Task:
+def training(images, params, batch_size, learning_rate):
   """Epochs of a training."""
   os.environ['KERAS_BACKEND'] = 'tensorflow'
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'

@@ -1,21 +1,21 @@
 """k-means, EM and the autoencoder in PyTorch, as one writes them.
 
-PyTorch is imported where it is needed, as it may be missing.
+Arguments are those of `peers`. PyTorch is imported where it is needed, as it
+may be missing.
 
 Axes: N points or images, D features, K clusters or components, R restarts.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from jaxclust.algorithms.em import GMMParams, family_of
+from jaxclust.algorithms.em import family_of
 from jaxclust.benchmark.contest import Task, mean_inertia
 
 
-def sees_the_device() -> bool:
+def sees_the_device():
   """Whether PyTorch can use the accelerator that JAX uses."""
   import torch
 
@@ -30,9 +30,7 @@ def _tensors(*arrays):
   return [torch.tensor(np.asarray(a), device=device) for a in arrays]
 
 
-def kmeans(
-  x: np.ndarray, starts: np.ndarray, num_steps: np.ndarray, **limits: float
-) -> Task:
+def kmeans(x, starts, num_steps, **limits):
   """Lloyd's algorithm, for the steps that ours needed."""
   points, starts_there = _tensors(x, starts)
   ones = points.new_ones(len(x))
@@ -53,7 +51,7 @@ def kmeans(
   return Task(run)
 
 
-def em(x: np.ndarray, params: GMMParams, reg: float, num_steps: int) -> Task:
+def em(x, params, reg, num_steps):
   """Steps of EM, over all points at once."""
   import torch
 
@@ -133,9 +131,7 @@ def _covariance(family, x, second, shares, counts, means):
   return diagonal if family == 'diag' else diagonal.mean(1, keepdim=True)
 
 
-def training(
-  images: np.ndarray, params: Sequence, batch_size: int, learning_rate: float
-) -> Task:
+def training(images, params, batch_size, learning_rate):
   """Epochs in channels last, which suit a CPU, with the images resident."""
   import torch
   from torch.nn import functional

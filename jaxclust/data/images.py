@@ -115,10 +115,6 @@ def reading(path, kind, remedy):
 def read_npz(path, remedy='write it with numpy.savez'):
   """Returns the arrays of an .npz file by key.
 
-  Args:
-    path: of the file.
-    remedy: the advice at the end of an error message.
-
   Raises:
     InputError: the file is missing, damaged or too large for the memory, or
       one of its members is not an array.
@@ -140,9 +136,8 @@ def read_npz(path, remedy='write it with numpy.savez'):
 def checked(dataset, size):
   """Returns a dataset with the shapes and dtypes that `Dataset` states.
 
-  Args:
-    dataset: images may lack the axis C and may be any float.
-    size: (height, width) to which images are resized; None keeps their size.
+  Its images may lack the axis C and be any float; they are resized to a size
+  (height, width), unless it is None.
 
   Raises:
     InputError: images or labels cannot be used.

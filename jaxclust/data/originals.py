@@ -21,11 +21,8 @@ _STALL_SECONDS = 30
 def read(name, url_infos, raw_dir=None):
   """Returns the arrays of the original files of a set, by file name.
 
-  Args:
-    name: of the set.
-    url_infos: TFDS's file name, size and checksum of each file, by URL.
-    raw_dir: folder that may hold the files, or None; if it lacks one, all are
-      downloaded.
+  They are TFDS's `url_infos` of the set: file name, size and checksum by URL.
+  If `raw_dir` is None or lacks one, all are downloaded.
 
   Raises:
     InputError: a file is not the original, or cannot be downloaded.

@@ -28,12 +28,8 @@ _COPY = 'jaxclust.npz'
 
 
 def prepared(data_dir, pattern):
-  """Returns folders of prepared sets, in their newest version, by name.
-
-  Args:
-    data_dir: folder of TFDS, a `Path`.
-    pattern: of the names; * stands for any part without a slash.
-  """
+  """Returns the newest versions' folders of the prepared sets whose names match
+  a glob pattern, by name."""
   # TFDS writes these two files last; a folder without them is incomplete.
   folders = [
     info.parent
@@ -51,14 +47,8 @@ def find(name, data_dir):
   return prepared(data_dir, name).get(name) if is_name else None
 
 
-def prepare(name, data_dir, raw_dir=None):
-  """Prepares a set of the MNIST family and returns its folder.
-
-  Args:
-    name: one of `FAMILY`.
-    data_dir: folder of TFDS, a `Path`.
-    raw_dir: folder with the four original files; if they are not there, they
-      are downloaded.
+def prepare(name, data_dir, raw_dir):
+  """Prepares a set of `FAMILY`, see `originals.read`, and returns its folder.
 
   Raises:
     InputError: the files are damaged or not available, or the folder cannot be
@@ -116,11 +106,8 @@ def _builder_class(upstream, dataset_name, arrays):
 def read(name, folder, size):
   """Returns the `Dataset` of a prepared set, unchecked.
 
-  Args:
-    name: of the set.
-    folder: as `find` or `prepare` returns it.
-    size: (height, width) to which images of different sizes are resized, or
-      None. Images that are known to have one size keep it.
+  Images are resized to a size (height, width) if it is not None; those that are
+  known to have one size keep it.
 
   Raises:
     InputError: the set is damaged, or has no images or no train split.
