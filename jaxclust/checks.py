@@ -179,15 +179,3 @@ def check_weights(
       'divide the weights by a constant'
     )
   return values
-
-
-def check_positive_rows(name: str, count: int, weight: Any) -> None:
-  """Checks that weights `[N]` leave at least `count` rows."""
-  if is_traced(weight):
-    return
-  positive = int((np.asarray(weight) > 0).sum())
-  if positive < count:
-    raise InputError(
-      f'{name} is {count}, but only {positive} rows have a positive weight: '
-      'ask for at most as many'
-    )

@@ -144,7 +144,13 @@ def prepare(
   """
   rows = place(x, sample_weight, block_size=block_size)
   check(rows.shape[0] - rows.num_padded, rows.shape[1], **options)
-  checks.check_positive_rows(groups, options[groups], rows.weight)
+  if not checks.is_traced(rows.weight):
+    positive = int((np.asarray(rows.weight) > 0).sum())
+    if positive < options[groups]:
+      raise InputError(
+        f'{groups} is {options[groups]}, but only {positive} rows have a '
+        'positive weight: ask for at most as many'
+      )
   return describe(rows, options.get('metric', 'euclidean'))
 
 

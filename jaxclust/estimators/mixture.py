@@ -83,7 +83,15 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
         reg=self.reg,
         sample_weight=sample_weight,
       )
-    self._keep(result.params)
+    params = self.params_ = GMMParams(*map(np.asarray, result.params))
+    self.weights_, self.means_ = np.exp(params.log_weights), params.means
+    root = np.asarray(invert(result.params.scale_tril))
+    if root.ndim == 3:
+      root = root.mT
+    shape = SHAPES[self.covariance_type]
+    self.covariances_ = shape(_square(params.scale_tril))
+    self.precisions_ = shape(_square(root))
+    self.precisions_cholesky_ = shape(root)
     self.converged_ = bool(result.converged)
     self.n_iter_ = int(result.num_steps)
     self.lower_bound_ = float(result.log_likelihood)
@@ -99,19 +107,6 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
         f'{", ".join(_STARTS)}; means go to means_init'
       )
     return start
-
-  def _keep(self, params):
-    """Stores a mixture, and what scikit-learn derives from its factors."""
-    self.params_ = GMMParams(*map(np.asarray, params))
-    self.weights_ = np.exp(self.params_.log_weights)
-    self.means_, factor = self.params_.means, self.params_.scale_tril
-    root = np.asarray(invert(params.scale_tril))
-    if root.ndim == 3:
-      root = root.mT
-    shape = SHAPES[self.covariance_type]
-    self.covariances_ = shape(_square(factor))
-    self.precisions_ = shape(_square(root))
-    self.precisions_cholesky_ = shape(root)
 
   def fit_predict(self, X, y=None, sample_weight=None):
     """Fits rows `[N, D]` and labels them."""
