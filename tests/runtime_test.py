@@ -42,8 +42,8 @@ def test_large_buffers_stay_with_the_process_once_freed():
 def test_a_second_run_loads_what_the_first_has_compiled(tmp_path):
   arrays, programs = [], []
   for name in ('first', 'second'):
-    command = [sys.executable, 'launch.py', '--config=configs/gmm.py:digits']
-    command += [f'--workdir={tmp_path / name}', *SMALL['gmm']]
+    command = [sys.executable, 'launch.py', '--config=configs/kmeans.py:digits']
+    command += [f'--workdir={tmp_path / name}', *SMALL['kmeans']]
     environment = os.environ | {
       'XDG_CACHE_HOME': str(tmp_path),
       'JAX_COMPILATION_CACHE_DIR': '',
