@@ -356,23 +356,15 @@ def _scan_stream(body, fn, params, carry, rows, columns, width):
     missing = size - len(part[0])
     if missing:
       part = [np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in part]
-    return start, jax.device_put(part)
+    return jax.device_put(part)
 
   step = _compiled_part(body, fn, width)
-  written = None
-  for start, (x, weight, *rest) in ahead(range(0, num_rows, size), send):
+  found = []
+  for x, weight, *rest in ahead(range(0, num_rows, size), send):
     part = dataclasses.replace(rows, x=x, weight=weight)
     carry, outputs = step(params, carry, part, rest)
-    if written is None:
-      written = jax.tree.map(
-        lambda o: np.empty((num_rows, *o.shape[1:]), o.dtype), outputs
-      )
-    stop = min(start + size, num_rows)
-    for whole, piece in zip(
-      jax.tree.leaves(written), jax.tree.leaves(outputs), strict=True
-    ):
-      whole[start:stop] = np.asarray(piece)[: stop - start]
-  return carry, written
+    found.append(jax.tree.map(np.asarray, outputs))
+  return carry, jax.tree.map(lambda *p: np.concatenate(p)[:num_rows], *found)
 
 
 @functools.cache
