@@ -99,7 +99,11 @@ MANY = {
   'minibatch': functools.partial(kmeans.fit_minibatch, num_clusters=50),
   **{
     covariance: functools.partial(
-      gmm.fit, num_components=50, num_restarts=4, covariance=covariance
+      gmm.fit,
+      num_components=50,
+      num_restarts=4,
+      covariance=covariance,
+      init='k-means' if covariance == 'full' else 'random',
     )
     for covariance in gmm.FAMILIES
   },
@@ -107,6 +111,7 @@ MANY = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 @pytest.mark.parametrize('name', MANY)
 def test_a_fit_needs_a_block_of_memory_and_not_a_copy_of_x(name):
   """Neither N K nor N D numbers, but a few for each point and restart."""
