@@ -1,5 +1,6 @@
 """The autoencoder as an estimator: scikit-learn's checks, rows as images."""
 
+import functools
 import pickle
 
 import jax
@@ -12,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxclust import encoding, gmm, plans, training
+from jaxclust import encoding, gmm, networks, plans, training
 from jaxclust.defaults import TRAINING
 from jaxclust.errors import InputError
 from jaxclust.estimators import ConvAutoencoder, GaussianMixture
@@ -27,11 +28,20 @@ SMALL = ConvAutoencoder(
 )  # fmt: skip
 
 
+@pytest.fixture
+def dense(monkeypatch):
+  """Dense layers, whose many sizes compile sooner than those of
+  convolutions."""
+  build = functools.partial(networks.build, name='mlp')
+  monkeypatch.setattr(networks, 'build', build)
+
+
 def close(a, b, rtol=1e-4, atol=1e-4):
   np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('dense')
 @pytest.mark.filterwarnings('ignore::sklearn.exceptions.SkipTestWarning')
 @parametrize_with_checks(
   [ConvAutoencoder(features=(2,), epochs=1, batch_size=64)]
