@@ -331,6 +331,10 @@ def scan_blocks(
   return lax.fori_loop(0, -(-num_rows // size), visit_next, (carry, written))
 
 
+# `scan_blocks` of a part of a stream, compiled once for each body and function.
+_scan_part = jax.jit(scan_blocks, static_argnums=(0, 1, 6))
+
+
 def block_rows(num_rows: int, width: int, block_size: int | None = None) -> int:
   """Rows of a block whose rows take `width` numbers each, at most num_rows.
 
@@ -358,19 +362,9 @@ def _scan_stream(body, fn, params, carry, rows, columns, width):
       part = [np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in part]
     return jax.device_put(part)
 
-  step = _compiled_part(body, fn, width)
   found = []
   for x, weight, *rest in ahead(range(0, num_rows, size), send):
     part = dataclasses.replace(rows, x=x, weight=weight)
-    carry, outputs = step(params, carry, part, rest)
+    carry, outputs = _scan_part(body, fn, params, carry, part, rest, width)
     found.append(jax.tree.map(np.asarray, outputs))
   return carry, jax.tree.map(lambda *p: np.concatenate(p)[:num_rows], *found)
-
-
-@functools.cache
-def _compiled_part(body, fn, width):
-  @jax.jit
-  def step(params, carry, part, columns):
-    return scan_blocks(body, fn, params, carry, part, columns, width)
-
-  return step

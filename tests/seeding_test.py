@@ -102,9 +102,9 @@ def test_a_sample_is_of_different_rows_and_the_same_wherever_they_lie():
   samples = []
   for rows in places_of(x, weight):
     rows = describe(rows)
-    drawn, weight_of = sample_rows(jnp.uint32(3), rows, 20)
-    assert (weight_of == 1).all()
-    samples.append(drawn[:, 0])
+    sample = sample_rows(jnp.uint32(3), rows, 20)
+    assert (sample.weight == 1).all()
+    samples.append(sample.x[:, 0])
   for sample in samples:
     np.testing.assert_allclose(sample, samples[0], atol=1e-4)
   drawn = np.round(np.asarray(samples[0])).astype(int)
@@ -116,9 +116,9 @@ def test_a_sample_of_more_than_all_rows_is_all_of_them():
   x = np.arange(50, dtype=np.float32)[:, None]
   weight = (np.arange(50) < 30).astype(np.float32)
   rows = describe(place(x, weight))
-  drawn, weight = sample_rows(jnp.uint32(3), rows, 60)
-  assert weight.sum() == 30
-  drawn = drawn[np.asarray(weight) > 0]
+  sample = sample_rows(jnp.uint32(3), rows, 60)
+  assert sample.weight.sum() == 30
+  drawn = sample.x[np.asarray(sample.weight) > 0]
   np.testing.assert_allclose(np.sort(drawn[:, 0]), np.arange(30), atol=1e-4)
 
 

@@ -143,25 +143,17 @@ def sample(key: jax.Array, rows: Rows, size: int) -> Rows:
   if size >= num_points and not rows.is_streamed:
     return rows
   seed = jax.random.bits(key, dtype=jnp.uint32)
-  x, weight = sample_rows(seed, rows, min(size, num_points))
-  return Rows(x, weight, rows.frame)
+  return sample_rows(seed, rows, min(size, num_points))
 
 
 @functools.partial(compiled, static=(2,))
-def sample_rows(
-  seed: jax.Array, rows: Rows, count: int
-) -> tuple[jax.Array, jax.Array]:
-  """Draws `count` different rows.
-
-  Returns:
-    The rows `[count, D]` in the data's units, and their weights: 1, or 0 beyond
-    the number of rows of positive weight.
-  """
+def sample_rows(seed: jax.Array, rows: Rows, count: int) -> Rows:
+  """Different rows of weight 1; it is 0 beyond those of positive weight."""
   times, x = top_rows(
     _race, mix(seed)[None, None], rows, number_rows(rows), count=count
   )
   weight = jnp.isfinite(times[0]).astype(rows.dtype)
-  return rows.frame.invert(x[0]), weight
+  return Rows(rows.frame.invert(x[0]), weight, rows.frame)
 
 
 def _draw(seeds, rows, numbers, *least, count=1):
