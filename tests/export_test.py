@@ -13,6 +13,8 @@ from models import IMAGES, KINDS, mixture_of_pixels, model_of
 
 from jaxclust import gmm, model
 
+pytestmark = pytest.mark.usefixtures('light_compiler')
+
 ALONE = """
 import json, pathlib, sys
 
@@ -27,12 +29,13 @@ sys.meta_path.insert(0, Refuse())
 import jax.export
 import numpy as np
 
+jax.config.update('jax_disable_most_optimizations', True)
 images = np.load('images.npy')
 found = {}
 for program in sorted(pathlib.Path().glob('*.jaxexport')):
   run = jax.export.deserialize(bytearray(program.read_bytes()))
   assert run.platforms == ('cpu', 'cuda', 'tpu')
-  labels = [run.call(images[:n]) for n in (1, 7, len(images))]
+  labels = [run.call(images[:n]) for n in (1, len(images))]
   assert all(part.dtype == np.int32 for part in labels)
   found[program.stem] = [part.tolist() for part in labels]
 print(json.dumps(found))
@@ -48,7 +51,7 @@ def test_an_exported_run_needs_jax_alone(tmp_path):
     own = model_of(kind)
     model.export(own, tmp_path / f'{kind}.jaxexport')
     labels = np.asarray(own.predict(IMAGES)).tolist()
-    expected[kind] = [labels[:1], labels[:7], labels]
+    expected[kind] = [labels[:1], labels]
   done = subprocess.run(
     [sys.executable, '-I', '-c', ALONE],
     cwd=tmp_path,
