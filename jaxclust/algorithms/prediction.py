@@ -59,7 +59,7 @@ def transform(
   With the cosine metric, `1 - cos`.
   """
   rows, params = _prepare(centers, x, metric, block_size)
-  block = _DISTANCES[metric]
+  block = _cosine_distances if metric == 'cosine' else _distances
   found = rows.trim(_pass(map_rows, block, metric, params, rows))
   return found[:, : np.shape(centers)[0]]
 
@@ -92,24 +92,20 @@ def _prepare(centers, x, metric, block_size, sample_weight=None):
 @functools.partial(compiled, static=(0, 1, 2))
 def _pass(over, block, metric, params, rows):
   """`map_rows` or `reduce_rows` of a block, in a frame made for the centers."""
-  frame = _FRAMES[metric](params)
+  frame = _frame_of(metric, params)
   params = params._replace(centers=frame.apply(params.centers))
   rows = dataclasses.replace(rows, frame=frame)
   return over(block, (params, frame.scale), rows, width=params.active.size)
 
 
-def _frame_of_centers(params):
+def _frame_of(metric, params):
+  """A frame in which the distance from centers keeps its digits."""
+  if metric == 'cosine':
+    return Sphere(jnp.ones((), params.centers.dtype))
   centers, active = params.centers[0], params.active[0][:, None]
   offset = jnp.mean(centers, axis=0, where=active)
   spread = jnp.where(active, jnp.abs(centers - offset[None]), 0).max()
   return Frame(offset, jnp.where(spread > 0, spread, 1))
-
-
-# Metric -> a frame in which the distance from centers keeps its digits.
-_FRAMES = {
-  'euclidean': _frame_of_centers,
-  'cosine': lambda params: Sphere(jnp.ones((), params.centers.dtype)),
-}
 
 
 def _label_block(params, x):
@@ -130,10 +126,3 @@ def _distances(params, x):
 
 def _cosine_distances(params, x):
   return jnp.square(_distances(params, x)) / 2
-
-
-# Metric -> its distances `[B, K]` of a block.
-_DISTANCES = {
-  'euclidean': _distances,
-  'cosine': _cosine_distances,
-}
