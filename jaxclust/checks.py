@@ -29,7 +29,7 @@ def is_traced(*arrays: Any) -> bool:
 def warn(message: str) -> None:
   """Warns at the line that calls the package."""
   frame, level = inspect.currentframe(), 1
-  while frame.f_back and frame.f_globals['__name__'].startswith('jaxclust.'):
+  while frame.f_globals.get('__name__', '').startswith('jaxclust.'):
     frame, level = frame.f_back, level + 1
   warnings.warn(message, stacklevel=level)
 

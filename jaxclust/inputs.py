@@ -26,6 +26,8 @@ from jaxclust.rows import (
   scan_blocks,
 )
 
+METRICS = 'euclidean', 'cosine'
+
 # Smallest number of rows after padding.
 _LEAST_ROWS = 64
 
@@ -190,7 +192,7 @@ def _look(rows, metric):
 
   Sums are of differences from one of the rows: an offset costs no digits.
   """
-  view, _ = METRICS[metric]
+  view = unit_rows if metric == 'cosine' else as_float
 
   def look(_, here):
     origin = view(jnp.asarray(here.x[(here.weight > 0).argmax()]))
@@ -212,24 +214,15 @@ def _look(rows, metric):
 @functools.partial(compiled, static=(1,))
 def _find_frame(rows, metric, offset, reach):
   """The frame of the data; squares are of numbers of at most about 1."""
-  _, frame_of = METRICS[metric]
-  inside, center = frame_of(offset, reach)
+  inside, center = Frame(offset, reach), jnp.zeros_like(offset)
+  if metric == 'cosine':
+    inside, center = Sphere(jnp.ones_like(reach)), offset
   squares = reduce_rows(
     _squares_about, center, dataclasses.replace(rows, frame=inside)
   )
   variance = squares / rows.weight.sum()
   scale = inside.scale * jnp.sqrt(jnp.where(variance > 0, variance, 1))
   return inside._replace(scale=scale)
-
-
-# Metric -> what it sees of a row, and (offset, reach) -> a frame, center in it.
-METRICS = {
-  'euclidean': (
-    as_float,
-    lambda offset, reach: (Frame(offset, reach), jnp.zeros_like(offset)),
-  ),
-  'cosine': (unit_rows, lambda offset, reach: (Sphere(reach**0), offset)),
-}
 
 
 def _look_at_block(view, origin, frame, carry, fresh, x, weight):
