@@ -41,7 +41,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--kills',
     type=int,
-    default=5,
+    default=3,
     help='how often a run is killed at a random moment',
   )
   parser.addoption(

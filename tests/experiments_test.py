@@ -23,6 +23,8 @@ import launch
 from jaxclust import cli, data, pipeline, selection, workdir
 
 CLUSTERERS = {'kmeans': 'kmeans', 'ae_kmeans': 'kmeans', 'gmm': 'gmm'}
+# A short run of the flagship as it is.
+CONVOLUTIONS = ('--config.training.num_epochs=2', '--config.gmm.num_restarts=1')
 SLOW = [
   name if name == 'kmeans' else pytest.param(name, marks=pytest.mark.slow)
   for name in PIPELINES
@@ -158,7 +160,7 @@ def test_configs_that_train_train_alike():
 
 @pytest.mark.slow
 def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
-  flags = [*SMALL['gmm'], '--config.seed=5']
+  flags = [*CONVOLUTIONS, '--config.seed=5']
   assert run('gmm', tmp_path / 'all', '--config.num_seeds=2', *flags) == 0
   out = capfd.readouterr().out
   assert 'autoencoder-gmm, 2 seeds' in out
@@ -192,7 +194,10 @@ def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
 @pytest.mark.slow
 def test_all_that_training_can_do_at_once(tmp_path):
   flags = [
-    '--config.training.num_epochs=3',
+    *SMALL['gmm'],
+    '--config.network.features=(64, 10)',
+    '--config.training.num_epochs=20',
+    '--config.training.learning_rate=1e-2',
     '--config.training.schedule=cosine',
     '--config.training.warmup_epochs=1',
     '--config.training.clip_norm=1.0',
@@ -202,12 +207,11 @@ def test_all_that_training_can_do_at_once(tmp_path):
     '--config.training.patience=2',
     '--config.training.dtype=bfloat16',
     '--config.training.placement=host',
-    '--config.gmm.num_restarts=1',
   ]
   assert run('gmm', tmp_path, *flags) == 0
   summary = read(tmp_path)
   assert summary['train']['ari'] > 0.2
-  assert 1 <= summary['autoencoder']['epoch'] <= 3
+  assert 1 <= summary['autoencoder']['epoch'] <= 20
 
 
 @pytest.mark.slow
@@ -285,7 +289,7 @@ def test_the_flagship_on_digits_reaches_its_mark(tmp_path):
 @pytest.mark.slow
 def test_the_main_run_is_clean_under_debug_nans(tmp_path):
   with jax.debug_nans(True):
-    assert run('gmm', tmp_path, *SMALL['gmm']) == 0
+    assert run('gmm', tmp_path, *CONVOLUTIONS) == 0
 
 
 @pytest.mark.slow
@@ -300,6 +304,7 @@ def test_an_epoch_of_fashion_mnist_and_its_mixture(tmp_path):
       '--config=configs/gmm.py',
       f'--workdir={tmp_path}/run',
       f'--config.data.dir={tmp_path}/tfds',
+      '--config.network.features=(16, 8, 2)',
       '--config.training.num_epochs=1',
       '--config.gmm.num_restarts=1',
       '--config.gmm.max_steps=10',

@@ -1,7 +1,8 @@
 """Runs that are killed or stopped end with the results of undisturbed runs.
 
-A child process counts its calls of functions of jaxclust and Orbax, and sends
-itself a signal at a chosen count, so that signals arrive in every phase.
+A child process counts what it does with the files of its run, and sends itself
+a signal at a chosen count, so that signals arrive in every phase and within
+saves.
 """
 
 import json
@@ -23,44 +24,42 @@ from small_runs import ROOT, SMALL, draw_npz, read, run
 from jaxclust import checkpoints, phases, plans, workdir
 
 CHILD = """
-import os, sys
+import itertools, os, pathlib, sys
 import launch
-from jaxclust import cli, experiments, phases, plans
+from jaxclust import cli, phases, plans
 
 phases._SECONDS_BETWEEN_CHECKPOINTS = 0
 phases._MOST_STEPS = 3
 plans._CPU_OPERATIONS = {operations}  # a few training steps per call
-signals = dict(eval(sys.argv[1]))
-count = 0
+moment, number, path = {moment}, {number}, '{path}'
+counts = itertools.count(1)
 
-def watch(frame, event, argument):
-  global count
-  name = frame.f_code.co_filename
-  if event == 'call' and ('jaxclust' in name or 'orbax' in name):
-    count += 1
-    if count in signals:
-      print('signal in', frame.f_code.co_name, flush=True)
-      os.kill(os.getpid(), signals[count])
+def watch(event, arguments):
+  place = arguments[0] if arguments else None
+  if isinstance(place, (str, pathlib.PurePath)) and path in str(place):
+    if next(counts) == moment:
+      print('signal at', event, place, flush=True)
+      os.kill(os.getpid(), number)
 
-sys.setprofile(watch)
-status = launch.main(['launch.py', *sys.argv[2:]])
-sys.setprofile(None)
-print('calls', count)
+sys.addaudithook(watch)
+status = launch.main(['launch.py', *sys.argv[1:]])
+print('events', next(counts) - 1)
 cli._end(status)
 """
 FLAGS = {
   'gmm': [
     '--config=configs/gmm.py:digits',
+    *SMALL['gmm'],
     '--config.training.num_epochs=3',
     '--config.training.patience=3',
     '--config.training.noise=0.1',
     '--config.gmm.num_restarts=2',
   ],
   'dec': ['--config=configs/dec.py:digits', *SMALL['dec']],
-  'kmeans': ['--config=configs/kmeans.py:digits'],
+  'kmeans': ['--config=configs/kmeans.py:digits', *SMALL['kmeans']],
 }
 # Operations of a device call, by run.
-OPERATIONS = {'gmm': 6e8, 'dec': 3e6, 'kmeans': 1e9}
+OPERATIONS = {'gmm': 1e7, 'dec': 1e7, 'kmeans': 1e9}
 
 
 class Whole(NamedTuple):
@@ -68,41 +67,42 @@ class Whole(NamedTuple):
 
   name: str  # of its flags
   path: pathlib.Path
-  num_calls: int
-  cache: pathlib.Path  # of the programs it compiled
+  num_events: int
 
 
-def run_child(name, path, cache, signals=()):
-  """Runs a child whose n-th call sends a signal, for pairs (n, signal)."""
-  environment = os.environ | {
-    'JAX_ENABLE_COMPILATION_CACHE': '1',
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'PYTHONPATH': str(ROOT),
-  }
-  moments = [(moment, int(number)) for moment, number in signals]
-  child = CHILD.format(operations=OPERATIONS[name])
-  command = [sys.executable, '-c', child, repr(moments), *FLAGS[name]]
-  return subprocess.run(
-    [*command, f'--workdir={path}'],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture(scope='module')
+def run_child(tmp_path_factory):
+  """Runs a child; its n-th event sends a signal if a moment n is given."""
+  cache = tmp_path_factory.mktemp('programs')  # a kill may spoil one
+
+  def run(name, path, moment=0, number=0):
+    child = CHILD.format(
+      operations=OPERATIONS[name], path=path, moment=moment, number=int(number)
+    )
+    return subprocess.run(
+      [sys.executable, '-c', child, *FLAGS[name], f'--workdir={path}'],
+      cwd=ROOT,
+      env=os.environ
+      | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'PYTHONPATH': str(ROOT)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
 
 
 @pytest.fixture(scope='module', params=list(FLAGS))
-def whole(request, tmp_path_factory):
-  name = request.param
-  folder = tmp_path_factory.mktemp('undisturbed')
-  cache = folder / 'programs'
-  run_child(name, folder / 'first', cache)
-  done = run_child(name, folder / 'run', cache)
+def whole(request, tmp_path_factory, run_child):
+  path = tmp_path_factory.mktemp('undisturbed') / 'run'
+  done = run_child(request.param, path)
   assert done.returncode == 0, done.stderr
-  num_calls = int(re.search(r'calls (\d+)', done.stdout)[1])
-  return Whole(name, folder / 'run', num_calls, cache)
+  return Whole(request.param, path, events_of(done))
+
+
+def events_of(done):
+  """How many events a child that was not killed has counted."""
+  return int(re.search(r'^events (\d+)$', done.stdout, re.M)[1])
 
 
 def restore(path, phase):
@@ -139,50 +139,51 @@ def assert_same(path, other):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_like_one_that_is_not(
-  whole, tmp_path, pytestconfig
+  whole, run_child, tmp_path, pytestconfig
 ):
+  """A run that is killed, resumed and killed again."""
   kills, seed = (pytestconfig.getoption(o) for o in ('kills', 'kill_seed'))
   print(f'to repeat the moments: --kills={kills} --kill_seed={seed}')
-  moments = random.Random(seed)
+  moments, path = random.Random(seed), tmp_path / 'run'
   share = {'gmm': kills - 2 * (kills // 3)}.get(whole.name, kills // 3)
+  left = whole.num_events
   for _ in range(share):
-    moment = moments.randrange(1, whole.num_calls)
-    path = tmp_path / str(moment)
-    sent = [(moment, signal.SIGKILL)]
-    killed = run_child(whole.name, path, whole.cache, sent)
+    moment = moments.randrange(1, left)
+    killed = run_child(whole.name, path, moment, signal.SIGKILL)
+    if killed.returncode == 0:  # a resumed run has fewer events
+      break
     assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
-    print(moment, 'of', whole.num_calls, killed.stdout.splitlines()[-1])
-    resumed = run_child(whole.name, path, whole.cache)
-    assert resumed.returncode == 0, (moment, resumed.stderr)
-    assert_same(path, whole.path)
+    print(moment, 'of', left, killed.stdout.splitlines()[-1])
+    left = max(2, left - moment)
+  resumed = run_child(whole.name, path)
+  assert resumed.returncode == 0, resumed.stderr
+  assert_same(path, whole.path)
 
 
+# Shares of the events that are left. A resumed run has some more, as it reads
+# what was saved: its last signal comes while it draws figures.
 SIGNALS = {
-  'gmm': [(0.3, signal.SIGTERM), (0.6, signal.SIGINT), (0.95, signal.SIGTERM)],
+  'gmm': [(0.1, signal.SIGTERM), (0.5, signal.SIGINT), (1.1, signal.SIGTERM)],
   'dec': [(0.5, signal.SIGTERM)],
   'kmeans': [(0.5, signal.SIGINT)],
 }
 
 
 @pytest.mark.slow
-def test_a_signal_in_any_phase_saves_and_ends(whole, tmp_path):
-  path = tmp_path / 'run'
+def test_a_signal_in_any_phase_saves_and_ends(whole, run_child, tmp_path):
+  path, left = tmp_path / 'run', whole.num_events
   for share, number in SIGNALS[whole.name]:
-    moment = int(share * whole.num_calls)
-    stopped = run_child(whole.name, path, whole.cache, [(moment, number)])
-    if stopped.returncode == 0:  # a resumed run makes fewer calls
-      break
+    stopped = run_child(whole.name, path, int(share * left), number)
+    print(stopped.stdout)
     assert stopped.returncode == 128 + number, stopped.stderr
+    left -= events_of(stopped)
     assert stopped.stderr == f'error: stopped by {number.name}\n'
     assert f'--workdir={os.path.relpath(path, ROOT)}' in stopped.stdout
-  assert run_child(whole.name, path, whole.cache).returncode == 0
+  assert run_child(whole.name, path).returncode == 0
   assert_same(path, whole.path)
 
 
-FLAGS_OF_GMM = (
-  *('--config.network.name=mlp', '--config.network.features=(16, 5)'),
-  *('--config.gmm.num_components=3', '--config.gmm.tol=1e-9'),
-)
+FLAGS_OF_GMM = ('--config.gmm.num_components=3', '--config.gmm.tol=1e-9')
 STOPPED = {
   # Places where a process dies, right after a checkpoint; an epoch is 4 steps.
   'gmm': [('autoencoder', 14), ('gmm-0', 4), ('gmm-0', 8)],

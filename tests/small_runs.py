@@ -12,6 +12,7 @@ import launch
 
 ROOT = pathlib.Path(__file__).parent.parent
 _EPOCHS = '--config.training.num_epochs=2'
+_NETWORK = ('--config.network.name=mlp', '--config.network.features=(16, 5)')
 
 # Config -> flags that make its run short.
 SMALL = {
@@ -19,20 +20,20 @@ SMALL = {
   'ae_kmeans': [
     _EPOCHS,
     '--config.kmeans.num_restarts=2',
-    '--config.network.name=mlp',
     '--config.training.optimizer=sgd',
-    '--config.network.features=(16, 5)',
+    *_NETWORK,
   ],
-  'gmm': [_EPOCHS, '--config.gmm.num_restarts=1'],
+  'gmm': [_EPOCHS, '--config.gmm.num_restarts=1', *_NETWORK],
   'dec': [
     _EPOCHS,
-    '--config.network.features=(16, 5)',
+    *_NETWORK,
     '--config.dec.num_epochs=2',
     '--config.dec.num_restarts=2',
   ],
   'predict': ['--config.export=True'],
   'sweep': [
     _EPOCHS,
+    *_NETWORK,
     '--config.sweep.num_clusters=(1, 3, 2)',
     '--config.sweep.num_restarts=2',
   ],
