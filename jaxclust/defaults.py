@@ -13,9 +13,19 @@ TRAINING = {
   'schedule': 'constant',  # or 'cosine', down to 0
   'warmup_epochs': 0.0,
   'clip_norm': 0.0,  # maximum norm of a gradient; 0: any
-  'noise': 0.0,  # standard deviation of noise to be removed
+  'momentum': 0.9,  # what past gradients weigh; Adam's first beta
+  'weight_decay': 0.0,  # times the parameters, added to their gradient
+  # Views of an image, see `data.augment`:
+  'crop': 1.0,  # least share of the area that a crop keeps
+  'stretch': 1.0,  # largest change of a crop's width / height
+  'flip': 0.0,  # probability that left and right are swapped
   'max_shift': 0.0,  # pixels
   'max_rotation': 0.0,  # degrees
+  'blur': 0.0,  # largest standard deviation, pixels
+  'contrast': 0.0,  # largest relative change
+  'brightness': 0.0,  # largest relative change
+  'erase': 0.0,  # largest share of the area that is erased
+  'noise': 0.0,  # standard deviation of noise to be removed
   'patience': 0,  # epochs without a lower validation loss; 0: make all
   'holdout': 0.1,  # share of images that validate, if there is patience
   'dtype': 'float32',  # or 'bfloat16', of activations

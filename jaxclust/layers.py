@@ -215,3 +215,40 @@ def upsample_conv(
   )
   kernel = kernel.reshape(2, 2, channels_in, 4 * channels_out)
   return _from_blocks(_conv(x, kernel, 1), (2, 2))[:, 1:-1, 1:-1]
+
+
+def halving_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves `[B, H, W, I]` with `[N, N, I, O]`, N odd, in steps of 2 pixels.
+
+  Equals `lax.conv_general_dilated(x, kernel, (2, 2), ...)` behind a margin of
+  N // 2 zeros, `[B, ceil(H/2), ceil(W/2), O]`. On a CPU it is a product of
+  matrices, and so are its gradients.
+  """
+  margin = len(kernel) // 2
+  return lax.platform_dependent(
+    x,
+    kernel,
+    cpu=_cpu_halving_conv,
+    default=lambda x, kernel: _strided_conv(
+      x, kernel, (2, 2), ((margin, margin),) * 2
+    ),
+  )
+
+
+def _cpu_halving_conv(x, kernel):
+  size = len(kernel)
+  patches = _halving_patches(x, size)
+  flat = kernel.reshape(-1, kernel.shape[-1])
+  return jnp.matmul(patches, flat, precision=_HIGHEST)
+
+
+def _halving_patches(x, size):
+  """The pixels that each place of a kernel meets, `[B, H/2, W/2, N N I]`."""
+  margin = size // 2
+  x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+  height, width = (n - size + 1 for n in x.shape[1:3])
+  parts = [
+    x[:, i : i + height : 2, j : j + width : 2]
+    for i, j in np.ndindex(size, size)
+  ]
+  return jnp.concatenate(parts, axis=3)

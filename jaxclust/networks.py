@@ -1,7 +1,10 @@
 """Networks that encode images as vectors and decode them again.
 
-A network is a Linen module with `encode` and `decode`. Its activations have
-`dtype`; parameters, codes and reconstructions are float32.
+A network is a Linen module with `encode`, and `decode` if it can reconstruct.
+Its activations have `dtype`; parameters, codes and reconstructions are float32.
+A network that normalises by the batch is given `mean_of`, a function from
+`[B, ..., C]` to the means `[C]` over the whole batch; without it, it uses the
+moments that `encode` kept when the collection 'moments' was mutable.
 
 Axes: B batch, H height, W width, C channels, D numbers of the code.
 """
@@ -50,8 +53,9 @@ class ConvAutoencoder(nn.Module):
     """Reconstructs images `[B, H, W, C]` in [0, 1]."""
     return self.decode(self.encode(images))
 
-  def encode(self, images: jax.Array) -> jax.Array:
+  def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
+    del mean_of
     x = images.astype(self.dtype)
     for conv in self.encoder:
       x = conv(x, pool=True)
@@ -159,8 +163,9 @@ class DenseAutoencoder(nn.Module):
     """Reconstructs images `[B, H, W, C]` in [0, 1]."""
     return self.decode(self.encode(images))
 
-  def encode(self, images: jax.Array) -> jax.Array:
+  def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
+    del mean_of
     x = _chain(self.encoder, images.reshape(images.shape[0], -1))
     return x.astype(jnp.float32)
 
@@ -186,7 +191,102 @@ def _chain(dense_layers, x):
   return last(x)
 
 
-NETWORKS = {'conv': ConvAutoencoder, 'mlp': DenseAutoencoder}
+class BatchNorm(nn.Module):
+  """Divides the channels of `[B, ..., C]` by their spread about their means.
+
+  Reference:
+    Ioffe and Szegedy (2015), Batch normalization,
+      https://proceedings.mlr.press/v37/ioffe15.html
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mean_of: Any = None) -> jax.Array:
+    width = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, width)
+    bias = self.param('bias', nn.initializers.zeros, width)
+    mean = self.variable('moments', 'mean', jnp.zeros, width)
+    variance = self.variable('moments', 'variance', jnp.ones, width)
+    if mean_of is None:
+      moments = mean.value, variance.value
+    else:
+      center = mean_of(x)
+      moments = center, mean_of(jnp.square(x - _wide(center, x)))
+      if self.is_mutable_collection('moments'):
+        mean.value, variance.value = moments
+    factor = scale * jax.lax.rsqrt(moments[1] + 1e-5)
+    shift = bias - moments[0] * factor
+    return x * _wide(factor, x) + _wide(shift, x)
+
+
+def _wide(values, like):
+  """Values `[C]` with as many axes as an array `[..., C]`."""
+  values = values.astype(like.dtype)
+  return values.reshape((1,) * (like.ndim - 1) + values.shape)
+
+
+class StridedEncoder(nn.Module):
+  """Convolutions in steps of two pixels and a dense layer, normalised.
+
+  Batch normalisation and relu follow each layer. The first kernel is 5x5, the
+  others 3x3; each halves the image. The network has no decoder.
+
+  Attributes:
+    image_shape: (H, W, C).
+    features: channels of the convolutions, then the width of the code.
+    dtype: of the activations.
+  """
+
+  image_shape: tuple[int, int, int]
+  features: Sequence[int] = (32, 64, 128, 256)
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
+    """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
+    x = images.astype(self.dtype)
+    *channels, width = self.features
+    for number, count in enumerate(channels):
+      size = 3 if number else 5
+      kernel = self.param(
+        f'kernel_{number}', _HE, (size, size, x.shape[-1], count)
+      )
+      x = layers.halving_conv(x, kernel.astype(x.dtype))
+      x = nn.relu(BatchNorm()(x, mean_of))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.Dense(
+      width,
+      use_bias=False,
+      dtype=self.dtype,
+      precision=jax.lax.Precision.HIGHEST,
+      kernel_init=_HE,
+    )(x)
+    return nn.relu(BatchNorm()(x, mean_of)).astype(jnp.float32)
+
+  __call__ = encode
+
+  def code_size(self) -> int:
+    """Numbers D in the code of an image."""
+    return self.features[-1]
+
+  def count_operations(self) -> int:
+    """Additions and multiplications for the code of one image."""
+    height, width, channels = self.image_shape
+    total = 0
+    for number, count in enumerate(self.features[:-1]):
+      height, width = -(-height // 2), -(-width // 2)
+      taps = 9 if number else 25
+      total += height * width * taps * channels * count
+      channels = count
+    return 2 * (total + height * width * channels * self.features[-1])
+
+
+_HE = nn.initializers.he_normal()
+
+NETWORKS = {
+  'conv': ConvAutoencoder,
+  'mlp': DenseAutoencoder,
+  'strided': StridedEncoder,
+}
 
 
 def check_options(*, name: str, features: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ _CALL_BYTES = 2**28
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 # Numbers that the key of a training is folded with, one for each purpose.
-INIT, ORDER, AUGMENTATION, HELD_OUT, START = 0, 1, 3, 4, 5
+INIT, ORDER, AUGMENTATION, HELD_OUT, START, FINISH = 0, 1, 3, 4, 5, 6
 
 
 class Plan(NamedTuple):
@@ -62,11 +62,12 @@ def check_options(num_images: int, method: Method, options: dict) -> None:
   checks.check_count('num_epochs', options['num_epochs'])
   checks.check_count('batch_size', options['batch_size'])
   checks.check_count('patience', options['patience'], low=0)
-  for name in ('learning_rate', 'clip_norm'):
+  for name in ('learning_rate', 'clip_norm', 'weight_decay'):
     checks.check_number(name, options[name])
   checks.check_number(
     'warmup_epochs', options['warmup_epochs'], high=options['num_epochs']
   )
+  checks.check_number('momentum', options['momentum'], high=0.999)
   checks.check_number('holdout', options['holdout'], high=0.5)
   for name, known in (
     ('schedule', steps.SCHEDULES),
@@ -75,18 +76,33 @@ def check_options(num_images: int, method: Method, options: dict) -> None:
     ('placement', batches.PLACEMENTS),
   ):
     checks.check_choice(name, options[name], known)
-  augment.from_options(**{name: options[name] for name in augment.OPTIONS})
+  augment.from_options(**_views_of(options))
   if options['patience'] and int(options['holdout'] * num_images) < 1:
     raise InputError(
       f'holdout is {options["holdout"]}: of {num_images} images that leaves '
       'none to validate on; hold out more, or set patience to 0'
     )
-  if options['patience'] and method.targets is not None:
+  if options['patience'] and not validates(method):
     raise InputError(
-      f'patience is {options["patience"]}: a method with targets has no '
-      'validation loss; set patience to 0'
+      f'patience is {options["patience"]}: this method has no validation loss; '
+      'set patience to 0'
+    )
+  if method.couples and options['batch_size'] > num_images:
+    raise InputError(
+      f'batch_size is {options["batch_size"]}, but there are {num_images} '
+      'images, and this method leaves out what does not fill a batch: set it '
+      'to at most as many'
     )
   method.check(num_images)
+
+
+def validates(method: Method) -> bool:
+  """Whether the errors of a method's reconstructions tell how well it does."""
+  return method.decode is not None and method.targets is None
+
+
+def _views_of(options):
+  return {name: options[name] for name in augment.OPTIONS}
 
 
 def plan(
@@ -113,14 +129,19 @@ def plan(
   key = jax.random.fold_in(keys[0], HELD_OUT)
   held = batches.draw_held_out(key, len(images), share)
   numbers = np.flatnonzero(~held).astype(np.int32)
-  num_steps = batches.steps_per_epoch(len(numbers), batch_size)
+  num_steps = batches.steps_per_epoch(
+    len(numbers), batch_size, only_whole=method.couples
+  )
   mesh = steps.make_mesh(method.operations, batch_size)
   drawn = {
     'keys': fold_in(keys, AUGMENTATION),
-    'clip_norm': np.float32(options['clip_norm']),
+    **{
+      name: np.float32(options[name])
+      for name in ('clip_norm', 'momentum', 'weight_decay')
+    },
     'augmentation': jax.tree.map(
       np.float32,
-      augment.from_options(**{n: options[n] for n in augment.OPTIONS}),
+      augment.from_options(**_views_of(options)),
     ),
   }
   operations = 3 * len(keys) * batch_size * method.operations

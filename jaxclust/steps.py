@@ -24,12 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclust.data import augment
 from jaxclust.encoding import as_pixels
-from jaxclust.frames import dot
 from jaxclust.methods import Batch, Method
-
-# Images that a CPU takes through a network at once, so that what lies between
-# two layers fits the cache of a core.
-_PART = 32
+from jaxclust.methods.method import PART
 
 # Operations of a step that are worth a device of their own.
 _CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
@@ -43,10 +39,10 @@ SCHEDULES = {
   'cosine': lambda done: (1 + np.cos(np.pi * done)) / 2,
 }
 
-# Name -> the direction of a step; its length is the learning rate.
+# Name -> momentum -> the direction of a step; its length is the learning rate.
 OPTIMIZERS = {
-  'adam': optax.scale_by_adam,
-  'sgd': lambda: optax.trace(decay=0.9),  # with momentum
+  'adam': lambda momentum: optax.scale_by_adam(b1=momentum),
+  'sgd': lambda momentum: optax.trace(decay=momentum),
 }
 
 
@@ -82,7 +78,7 @@ def make_mesh(operations: int, batch_size: int) -> Mesh:
   on_cpu = devices[0].platform == 'cpu'
   share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
   shares = 3 * batch_size * operations // share
-  most = min(len(devices), batch_size // _PART, shares)
+  most = min(len(devices), batch_size // PART, shares)
   return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
 
 
@@ -109,6 +105,8 @@ def train_steps(
   optimizer: str = 'adam',
   mesh: Mesh | None = None,
   clip_norm: float = 0.0,
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
   augmentation: augment.Augmentation = augment.Augmentation(),  # noqa: B008
 ) -> TrainState:
   """Makes a step with each batch.
@@ -127,15 +125,16 @@ def train_steps(
     mesh: the devices that share each batch, see `make_mesh`; None for one.
     clip_norm: maximum norm of a gradient, longer ones are shortened to it; 0
       for none.
+    momentum: what past gradients weigh in a step.
+    weight_decay: times the parameters, added to their gradient.
     augmentation: what is drawn of each image.
 
   Returns:
     The state after the steps.
   """
   axis = None if mesh is None else _BATCH
-  step = functools.partial(
-    _train_step, method, optimizer_of(optimizer, clip_norm), axis, augmentation
-  )
+  descent = optimizer_of(optimizer, clip_norm, momentum, weight_decay)
+  step = functools.partial(_train_step, method, descent, axis, augmentation)
   numbers = rows if numbers is None else numbers
 
   def steps(state, images, keys, targets, rows, numbers, learning_rates):
@@ -199,15 +198,21 @@ def _train_step(
     jax.random.fold_in(key, state.step), places
   )
   pixels = as_pixels(images[jnp.maximum(rows, 0)])
-  seen, wanted = augment.augment(keys, pixels, augmentation)
-  own = jax.tree.map(lambda a: a[jnp.maximum(numbers, 0)], targets)
+  views, wanted = augment.augment(keys, pixels, augmentation, method.num_views)
   weight = (rows >= 0).astype(jnp.float32)
-  sums = _gradient(method, state.params, Batch(seen, wanted, own), weight)
-  sums = *sums, weight.sum()
-  loss, grads, count = sums if axis is None else lax.psum(sums, axis)
+  own = jax.tree.map(lambda a: a[jnp.maximum(numbers, 0)], targets)
+  batch = Batch(views, wanted, weight, own)
+
+  def pool(sums):
+    return sums if axis is None else lax.psum(sums, axis)
+
+  loss, grads = jax.value_and_grad(method.loss)(
+    state.params, batch, state.step, pool
+  )
+  loss, grads, count = pool((loss, grads, weight.sum()))
   grads = jax.tree.map(lambda g: g / count, grads)
   with jax.numpy_dtype_promotion('standard'):  # as Optax needs it
-    updates, opt_state = optimizer.update(grads, state.opt_state)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda u: -learning_rate * u, updates)
   return TrainState(
     params=optax.apply_updates(state.params, updates),
@@ -217,33 +222,16 @@ def _train_step(
   )
 
 
-def optimizer_of(name: str, clip_norm: float = 0.0) -> Any:
+def optimizer_of(
+  name: str,
+  clip_norm: float = 0.0,
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
+) -> Any:
   """The direction of a step; the learning rate is applied apart, as data."""
   clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
-  return optax.chain(optax.clip_by_global_norm(clip_norm), OPTIMIZERS[name]())
-
-
-def _gradient(method, params, batch, weight):
-  """The weighted sum of a batch's losses, and its gradient."""
-
-  def total(params):
-    loss = functools.partial(method.loss, params)
-    in_parts = functools.partial(_in_parts, loss)
-    losses = lax.platform_dependent(batch, cpu=in_parts, default=loss)
-    return dot(weight, losses)
-
-  return jax.value_and_grad(total)(params)
-
-
-def _in_parts(fn, batch):
-  """`fn` of parts of at most `_PART` rows of a pytree `[B, ...]`, `[B]`."""
-  num_rows = len(batch.seen)
-  num_parts = -(-num_rows // _PART)
-  size = -(-num_rows // num_parts)
-
-  def split(array):
-    missing = (num_parts * size - num_rows, *array.shape[1:])
-    array = jnp.concatenate([array, jnp.zeros(missing, array.dtype)])
-    return array.reshape(num_parts, size, *array.shape[1:])
-
-  return lax.map(fn, jax.tree.map(split, batch)).reshape(-1)[:num_rows]
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.add_decayed_weights(weight_decay),
+    OPTIMIZERS[name](momentum),
+  )

@@ -22,8 +22,11 @@ import numpy as np
 from jaxclust import encoding, steps
 from jaxclust.data import batches
 from jaxclust.errors import RunError
-from jaxclust.plans import INIT, START, Plan, fold_in
+from jaxclust.plans import FINISH, INIT, START, Plan, fold_in, validates
 from jaxclust.steps import TrainState, replicate
+
+# Maximum number of images that a method is finished with.
+_SAMPLE = 4096
 
 
 class Best(NamedTuple):
@@ -137,9 +140,16 @@ def run(plan: Plan, course: Course) -> Iterator[Progress]:
 
 def final_params(plan: Plan, course: Course) -> Any:
   """The parameters `[R, ...]` of a finished course: the last, or the best ones
-  if there is patience."""
+  if there is patience. A method that finishes them sees some of the images."""
   best = course.best if plan.options['patience'] else course.state
-  return jax.device_put(best.params, plan.mesh.devices[0])
+  params = jax.device_put(best.params, plan.mesh.devices[0])
+  if plan.method.finish is None:
+    return params
+  key = jax.random.fold_in(plan.keys[0], FINISH)
+  drawn = np.asarray(jax.random.permutation(key, plan.numbers))[:_SAMPLE]
+  pixels = encoding.as_pixels(jnp.asarray(plan.source[drawn]))
+  finish = jax.jit(plan.method.finish)
+  return _stack([finish(own, pixels) for own in _runs(params)])
 
 
 def final_epochs(plan: Plan, course: Course) -> list[int]:
@@ -162,6 +172,7 @@ def _train_epoch(course, plan):
     jax.device_put(np.int32(epoch)),
     jax.device_put(plan.numbers),
     plan.options['batch_size'],
+    plan.method.couples,
   )
   cuts = range(begun, plan.steps_per_epoch, plan.steps_per_call)
   parts = _split(order, tuple(cuts), 1)[1:]
@@ -186,7 +197,7 @@ def _train_epoch(course, plan):
 
 _split = jax.jit(jnp.split, static_argnums=(1, 2))
 
-_draw_order = jax.jit(batches.draw_order, static_argnums=3)
+_draw_order = jax.jit(batches.draw_order, static_argnums=(3, 4))
 
 
 def _start_epoch(course, plan):
@@ -239,8 +250,10 @@ def _is_finite(state):
 
 def _losses(state, plan):
   """Mean losses `[R]` of the epoch and of the images that validate it."""
-  losses = {'train_loss': jax.device_get(state.loss_sum) / len(plan.numbers)}
-  if plan.validation is not None and plan.method.targets is None:
+  losses = {
+    'train_loss': jax.device_get(state.loss_sum) / _images_of_an_epoch(plan)
+  }
+  if plan.validation is not None and validates(plan.method):
     params = jax.device_put(state.params, plan.mesh.devices[0])
     size = plan.options['batch_size']
     errors = [
@@ -249,6 +262,11 @@ def _losses(state, plan):
     ]
     losses['val_loss'] = np.mean(jax.device_get(errors), axis=1)
   return losses
+
+
+def _images_of_an_epoch(plan):
+  seen = plan.steps_per_epoch * plan.options['batch_size']
+  return min(seen, len(plan.numbers))
 
 
 def _check_finite(state, losses, active, epoch, plan):

@@ -41,9 +41,16 @@ def place(
   return [convert(array) for array in images]
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-  """Steps in which every image is seen once; the last may be smaller."""
-  return -(-num_images // batch_size)
+def steps_per_epoch(
+  num_images: int, batch_size: int, only_whole: bool = False
+) -> int:
+  """Steps in which every image is seen once; the last may be smaller.
+
+  With `only_whole`, what does not fill a batch is left out.
+  """
+  return (
+    num_images if only_whole else num_images + batch_size - 1
+  ) // batch_size
 
 
 def draw_held_out(key: jax.Array, num_images: int, share: float) -> np.ndarray:
@@ -55,7 +62,11 @@ def draw_held_out(key: jax.Array, num_images: int, share: float) -> np.ndarray:
 
 
 def draw_order(
-  keys: jax.Array, epoch: jax.Array, images: jax.Array, batch_size: int
+  keys: jax.Array,
+  epoch: jax.Array,
+  images: jax.Array,
+  batch_size: int,
+  only_whole: bool = False,
 ) -> jax.Array:
   """The order of an epoch for each key `[R]`.
 
@@ -64,17 +75,19 @@ def draw_order(
     epoch: its number.
     images: `[N]` int32, the numbers of the images to be seen.
     batch_size: B.
+    only_whole: as for `steps_per_epoch`.
 
   Returns:
     Numbers `[R, S, B]` of the images in each batch; -1 where the last is not
     full.
   """
-  num_batches = steps_per_epoch(len(images), batch_size)
+  num_batches = steps_per_epoch(len(images), batch_size, only_whole)
+  size = num_batches * batch_size
 
   def order(key):
     drawn = jax.random.permutation(jax.random.fold_in(key, epoch), images)
-    missing = (0, num_batches * batch_size - len(images))
-    drawn = jnp.pad(drawn, missing, constant_values=-1)
+    missing = (0, max(0, size - len(images)))
+    drawn = jnp.pad(drawn, missing, constant_values=-1)[:size]
     return drawn.reshape(num_batches, batch_size)
 
   return jax.vmap(order)(keys)

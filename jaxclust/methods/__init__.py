@@ -3,6 +3,7 @@
 from jaxclust.methods.autoencoder import autoencoder
 from jaxclust.methods.dec import dec
 from jaxclust.methods.method import Batch, Method
+from jaxclust.methods.prototypes import prototypes
 
 __all__ = ['METHODS', 'Batch', 'Method']
 
@@ -10,4 +11,5 @@ __all__ = ['METHODS', 'Batch', 'Method']
 METHODS = {
   'autoencoder': autoencoder,
   'dec': dec,
+  'prototypes': prototypes,
 }

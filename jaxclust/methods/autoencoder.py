@@ -14,20 +14,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxclust.methods.method import Batch, Method
+from jaxclust.errors import InputError
+from jaxclust.methods.method import Batch, Method, sum_losses
 
 
 @functools.cache
 def autoencoder(network: nn.Module) -> Method:
   """The method of a network; it has no options."""
 
+  def check(num_images):
+    del num_images
+    check_decoder(network)
+
   def init(key, previous):
     if previous is not None:
       return previous
     return network.init(key, jnp.zeros((1, *network.image_shape)))
 
-  def loss(params, batch):
-    return reconstruction_errors(network, params, batch)
+  def loss(params, batch, step, pool):
+    del step, pool
+    errors = functools.partial(reconstruction_errors, network, params)
+    return sum_losses(errors, batch)
 
   return Method(
     init=init,
@@ -36,12 +43,26 @@ def autoencoder(network: nn.Module) -> Method:
     decode=functools.partial(network.apply, method='decode'),
     operations=network.count_operations(),
     code_size=network.code_size(),
+    check=check,
   )
+
+
+def check_decoder(network: nn.Module) -> None:
+  """Checks that a network can be trained to reconstruct images.
+
+  Raises:
+    InputError: if it only encodes them.
+  """
+  if not hasattr(network, 'decode'):
+    raise InputError(
+      f'the network {type(network).__name__} only encodes: set network.name to '
+      'conv or mlp, which decode too'
+    )
 
 
 def reconstruction_errors(
   network: nn.Module, params: Any, batch: Batch
 ) -> jax.Array:
   """Mean squared errors `[B]` of the reconstructions of a batch."""
-  errors = jnp.square(network.apply(params, batch.seen) - batch.wanted)
+  errors = jnp.square(network.apply(params, batch.views[:, 0]) - batch.wanted)
   return errors.mean(axis=(1, 2, 3))

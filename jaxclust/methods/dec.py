@@ -26,8 +26,8 @@ from jaxclust import checks
 from jaxclust.algorithms import kmeans
 from jaxclust.algorithms.assignment import Assigner, Assignment
 from jaxclust.frames import dot
-from jaxclust.methods.autoencoder import reconstruction_errors
-from jaxclust.methods.method import Method
+from jaxclust.methods.autoencoder import check_decoder, reconstruction_errors
+from jaxclust.methods.method import Method, sum_losses
 
 
 @functools.cache
@@ -50,6 +50,7 @@ def dec(
   """
 
   def check(num_images):
+    check_decoder(network)
     checks.check_groups('num_clusters', num_clusters, num_images)
     checks.check_count('num_restarts', num_restarts)
     checks.check_number('divergence', divergence)
@@ -66,14 +67,19 @@ def dec(
     found = kmeans.fit(key, embeddings, **options)
     return params | {'centers': found.centers}
 
-  def loss(params, batch):
-    embeddings = network.apply(params['network'], batch.seen, method='encode')
+  def losses_of(params, batch):
+    seen = batch.views[:, 0]
+    embeddings = network.apply(params['network'], seen, method='encode')
     q = shares(params['centers'], embeddings)
     total = divergence * kullback_leibler(batch.targets, q)
     if reconstruction:
       errors = reconstruction_errors(network, params['network'], batch)
       total = total + reconstruction * errors
     return total
+
+  def loss(params, batch, step, pool):
+    del step, pool
+    return sum_losses(functools.partial(losses_of, params), batch)
 
   def apply(method, params, x):
     return network.apply(params['network'], x, method=method)

@@ -1,6 +1,6 @@
 """What a method is to the training, the model and the experiments.
 
-Axes: B batch, H height, W width, C channels, N images, D numbers of an
+Axes: V views, B batch, H height, W width, C channels, N images, D numbers of an
 embedding, K clusters.
 """
 
@@ -8,32 +8,68 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jaxclust.algorithms.assignment import Assigner
+from jaxclust.frames import dot
+
+# Images that a CPU takes through a network at once, so that what lies between
+# two layers fits the cache of a core.
+PART = 32
 
 
 class Batch(NamedTuple):
-  """What a loss sees of some images."""
+  """What a loss sees of some images: a device's share of a mini-batch."""
 
-  seen: jax.Array  # [B, H, W, C] in [0, 1], with what was drawn of them
-  wanted: jax.Array  # [B, H, W, C] the same without noise
+  views: jax.Array  # [B, V, H, W, C] in [0, 1], with what was drawn of them
+  wanted: jax.Array  # [B, H, W, C] the first view without noise
+  weight: jax.Array  # [B] 1, or 0 for padding
   targets: Any  # pytree of [B, ...], from `Method.targets`
 
 
 class Method(NamedTuple):
   """A representation that is trained on images, as functions of parameters.
 
-  The functions are of one network; training runs several side by side.
+  The functions are of one network; training runs several side by side. A loss
+  is `(params, batch, step, pool) -> []`, the device's share of the loss, summed
+  over images: `pool` sums arrays over the devices that share the mini-batch.
   """
 
   init: Callable  # (key, params of the stage before or None) -> params
-  loss: Callable  # (params, Batch) -> losses [B]
+  loss: Callable  # (params, Batch, step [], pool) -> []
   embed: Callable  # (params, pixels [B, H, W, C]) -> [B, D]
-  decode: Callable  # (params, embeddings [B, D]) -> [B, H, W, C]
-  operations: int  # of the embedding and the reconstruction of one image
+  operations: int  # of one image, forward
   code_size: int  # D
+  decode: Callable | None = None  # (params, embeddings [B, D]) -> [B, H, W, C]
+  num_views: int = 1
+  couples: bool = False  # whether the images of a batch see one another
   start: Callable | None = None  # (key, params, embeddings [N, D]) -> params
   targets: Callable | None = None  # (params, embeddings [N, D]) -> [N, ...]
+  finish: Callable | None = None  # (params, pixels [B, H, W, C]) -> params
   assigner: Assigner | None = None  # None: an algorithm clusters embeddings
   clusters: Callable | None = None  # params -> what the assigner takes
   check: Callable = lambda num_images: None  # raises an InputError
+
+
+def sum_losses(losses_of: Callable, batch: Batch) -> jax.Array:
+  """The weighted sum of `losses_of(Batch) -> [B]`, for images that do not see
+  one another. A CPU takes a part of the batch at a time."""
+  losses = lax.platform_dependent(
+    batch, cpu=lambda batch: _in_parts(losses_of, batch), default=losses_of
+  )
+  return dot(batch.weight, losses)
+
+
+def _in_parts(fn, batch):
+  """`fn` of parts of at most `PART` rows of a pytree `[B, ...]`, `[B]`."""
+  num_rows = len(batch.weight)
+  num_parts = -(-num_rows // PART)
+  size = -(-num_rows // num_parts)
+
+  def split(array):
+    missing = (num_parts * size - num_rows, *array.shape[1:])
+    array = jnp.concatenate([array, jnp.zeros(missing, array.dtype)])
+    return array.reshape(num_parts, size, *array.shape[1:])
+
+  return lax.map(fn, jax.tree.map(split, batch)).reshape(-1)[:num_rows]

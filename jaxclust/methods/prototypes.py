@@ -1,0 +1,290 @@
+"""Prototypes with balanced assignments, and heads that cluster what they see.
+
+Several views of an image must be assigned to the same prototypes (SwAV): the
+shares of one view are predicted from the other, and over a batch all prototypes
+get equal shares. Heads on the representation, which they do not change, learn K
+clusters: a cluster must tell as much as it can about the prototypes of another
+view, while the clusters stay of similar size (regularised information
+maximisation). The heads agree with one another where they are right; the one
+that agrees most is the answer.
+
+Axes: B batch, V views, D numbers of an embedding, M prototypes, K clusters,
+G heads.
+
+References:
+  Caron et al. (2020), Unsupervised learning of visual features by contrasting
+    cluster assignments, https://arxiv.org/abs/2006.09882
+  Ntelemis, Jin and Thomas (2022), Information maximization clustering via
+    multi-view self-labelling, https://doi.org/10.1016/j.knosys.2022.109042
+  Krause, Perona and Gomes (2010), Discriminative clustering by regularized
+    information maximization
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxclust import checks
+from jaxclust.algorithms import kmeans
+from jaxclust.algorithms.assignment import Assigner, Assignment
+from jaxclust.frames import dot, unit_rows
+from jaxclust.methods.method import Method
+from jaxclust.networks import BatchNorm
+
+# Widths of the hidden layers, and of the space of the prototypes.
+_HIDDEN, _SPACE = 256, 128
+
+# Rounds in which assignments are balanced.
+_ROUNDS = 3
+
+# Size of a logit that costs nothing, and what one more costs.
+_FREE_LOGIT, _LOGIT_COST = 5.0, 0.01
+
+_dense = functools.partial(nn.Dense, precision=lax.Precision.HIGHEST)
+
+
+class TwoLayers(nn.Module):
+  """A hidden layer, normalised by the batch, and a linear one."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mean_of: Any = None) -> jax.Array:
+    x = nn.relu(BatchNorm()(_dense(_HIDDEN, use_bias=False)(x), mean_of))
+    return _dense(self.width)(x)
+
+
+@functools.cache
+def prototypes(
+  network: nn.Module,
+  *,
+  num_clusters: int,
+  num_heads: int = 4,
+  num_prototypes: int = 300,
+  num_views: int = 2,
+  balance: float = 4.0,
+  temperature: float = 0.1,
+  sharpness: float = 0.05,
+  frozen_steps: int = 300,
+) -> Method:
+  """The method of a network.
+
+  Args:
+    network: of `networks`, that encodes.
+    num_clusters: K.
+    num_heads: G.
+    num_prototypes: M.
+    num_views: V, at least 2; the first two are assigned, all are predicted.
+    balance: weight of the clusters' entropy; a large one presumes clusters of
+      about equal size.
+    temperature: of predicted shares.
+    sharpness: temperature of the assignments, below the other.
+    frozen_steps: first steps in which prototypes stay where they are.
+  """
+  projector, head = TwoLayers(_SPACE), TwoLayers(num_clusters)
+  heads = jax.vmap(head.apply, (0, None, None))
+
+  def check(num_images):
+    checks.check_groups('num_clusters', num_clusters, num_images)
+    for name, value in (
+      ('num_heads', num_heads),
+      ('num_prototypes', num_prototypes),
+    ):
+      checks.check_count(name, value)
+    checks.check_count('num_views', num_views, low=2)
+    checks.check_count('frozen_steps', frozen_steps, low=0)
+    checks.check_number('balance', balance)
+    checks.check_number('temperature', temperature, 0.01, 10)
+    checks.check_number('sharpness', sharpness, 0.02, 10)
+
+  def init(key, previous):
+    keys = jax.random.split(key, 4)
+    if previous is None:
+      previous = network.init(
+        keys[0], jnp.zeros((1, *network.image_shape)), method='encode'
+      )
+    code = jnp.zeros((1, network.code_size()))
+    each_head = jax.vmap(head.init, (0, None))
+    return {
+      'network': previous,
+      'projector': projector.init(keys[1], code),
+      'prototypes': jax.random.normal(keys[2], (num_prototypes, _SPACE)),
+      'heads': each_head(jax.random.split(keys[3], num_heads), code),
+      'choice': jnp.zeros(()),  # the number of the head that answers
+      'centers': jnp.zeros((num_clusters, network.code_size())),
+    }
+
+  def loss(params, batch, step, pool):
+    num_images = batch.weight.shape[0]
+    count = pool(batch.weight.sum())
+    views = batch.views.swapaxes(0, 1)  # [V, B, H, W, C]
+    weight = jnp.tile(batch.weight, num_views)
+
+    def mean_of(x):
+      means = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+      return pool(dot(weight, means)) / (num_views * count)
+
+    flat = views.reshape(-1, *views.shape[2:])
+    code = network.apply(params['network'], flat, mean_of, method='encode')
+    place = unit_rows(projector.apply(params['projector'], code, mean_of))
+    points = params['prototypes']
+    points = jnp.where(step < frozen_steps, lax.stop_gradient(points), points)
+    cosines = dot(place, unit_rows(points).T).reshape(num_views, num_images, -1)
+    targets = [
+      balanced(lax.stop_gradient(one), batch.weight, pool, sharpness)
+      for one in cosines[:2]
+    ]
+    predicted = jax.nn.log_softmax(cosines / temperature, axis=2)
+    logits = heads(params['heads'], lax.stop_gradient(code), mean_of)
+    logits = logits.reshape(num_heads, num_views, num_images, num_clusters)
+    chances = lax.stop_gradient(jnp.exp(predicted))
+    pairs = [p for p in itertools.permutations(range(num_views), 2) if p[0] < 2]
+    swapped = sum(
+      -dot(batch.weight, (targets[a] * predicted[b]).sum(axis=1))
+      for a, b in pairs
+    )
+    swapped = pool(swapped) / (len(pairs) * count)
+    shares = jax.nn.softmax(logits, axis=3) * batch.weight[None, None, :, None]
+    joint = sum(
+      jnp.einsum(
+        'gbk,bm->gkm', shares[:, a], chances[b], precision=lax.Precision.HIGHEST
+      )
+      for a, b in pairs
+    )
+    joint = pool(joint) / (len(pairs) * count)
+    excess = nn.relu(jnp.abs(logits) - _FREE_LOGIT).sum(axis=(0, 1, 3))
+    excess = pool(dot(batch.weight, excess)) / (num_views * count)
+    total = swapped + information_loss(joint, balance).sum()
+    return (total + _LOGIT_COST * excess) * batch.weight.sum()
+
+  def embed(params, pixels):
+    return network.apply(params['network'], pixels, method='encode')
+
+  def finish(params, pixels):
+    """Moments of clean images, the head that agrees most, and its centers."""
+
+    def mean_of(x):
+      return x.reshape(-1, x.shape[-1]).mean(axis=0)
+
+    def keep(apply, variables, *arguments, **options):
+      output, moments = apply(
+        variables, *arguments, mean_of, mutable='moments', **options
+      )
+      return output, variables | moments
+
+    code, encoder = keep(
+      network.apply, params['network'], pixels, method='encode'
+    )
+    _, project = keep(projector.apply, params['projector'], code)
+    logits, own = jax.vmap(lambda variables: keep(head.apply, variables, code))(
+      params['heads']
+    )
+    labels = logits.argmax(axis=2)
+    choice = agreement(labels, num_clusters).argmax()
+    inside = jax.nn.one_hot(labels[choice], num_clusters, axis=0)
+    sizes = jnp.maximum(inside.sum(axis=1), 1)
+    return params | {
+      'network': encoder,
+      'projector': project,
+      'heads': own,
+      'choice': choice.astype(jnp.float32),
+      'centers': dot(inside, code) / sizes[:, None],
+    }
+
+  def clusters(params):
+    own = jax.tree.map(
+      lambda a: a[params['choice'].astype(jnp.int32)], params['heads']
+    )
+    return {'head': own, 'centers': params['centers']}
+
+  return Method(
+    init=init,
+    loss=loss,
+    embed=embed,
+    operations=num_views * network.count_operations(),
+    code_size=network.code_size(),
+    num_views=num_views,
+    couples=True,
+    finish=finish,
+    assigner=assigner_of(head),
+    clusters=clusters,
+    check=check,
+  )
+
+
+def balanced(
+  cosines: jax.Array, weight: jax.Array, pool: Any, sharpness: float
+) -> jax.Array:
+  """Assignments `[B, M]` of images to prototypes that get equal shares.
+
+  Args:
+    cosines: `[B, M]`.
+    weight: `[B]` of the images.
+    pool: as for a loss.
+    sharpness: temperature; a cosine is at most 1, so that nothing overflows.
+
+  Returns:
+    Rows that sum to one, by some rounds of Sinkhorn's algorithm.
+  """
+  shares = jnp.exp((cosines - 1) / sharpness) * weight[:, None]
+  for _ in range(_ROUNDS):
+    shares = shares / jnp.maximum(pool(shares.sum(axis=0)), 1e-30)[None]
+    shares = shares / jnp.maximum(shares.sum(axis=1), 1e-30)[:, None]
+  return shares
+
+
+def information_loss(joint: jax.Array, balance: float) -> jax.Array:
+  """`H(Y | U) - balance H(Y)` of joint distributions `[..., K, M]` of Y, U."""
+
+  def entropy(p, axes):
+    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
+
+  given = entropy(joint, (-2, -1)) - entropy(joint.sum(axis=-2), -1)
+  return given - balance * entropy(joint.sum(axis=-1), -1)
+
+
+def agreement(labels: jax.Array, num_clusters: int) -> jax.Array:
+  """The mean normalised mutual information `[G]` of each labeling of `[G, B]`
+  with the others."""
+  one = jax.nn.one_hot(labels, num_clusters)  # [G, B, K]
+  joint = jnp.einsum('gbk,hbl->ghkl', one, one) / labels.shape[1]
+
+  def entropy(p, axes):
+    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
+
+  rows, columns = entropy(joint.sum(3), 2), entropy(joint.sum(2), 2)
+  information = rows + columns - entropy(joint, (2, 3))
+  found = 2 * information / jnp.maximum(rows + columns, 1e-30)
+  others = 1 - jnp.eye(len(labels))
+  return (found * others).sum(axis=1) / jnp.maximum(others.sum(axis=1), 1)
+
+
+def assigner_of(head: nn.Module) -> Assigner:
+  """What a head says of embeddings."""
+
+  @jax.jit
+  def probabilities(clusters, x):
+    return jax.nn.softmax(head.apply(clusters['head'], x), axis=1)
+
+  def predict(clusters, x):
+    return probabilities(clusters, x).argmax(axis=1).astype(jnp.int32)
+
+  def assign(clusters, x):
+    shares = np.asarray(probabilities(clusters, x))
+    labels = shares.argmax(axis=1).astype(np.int32)
+    distances = np.asarray(kmeans.transform(clusters['centers'], x))
+    distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+    return Assignment(labels, shares.max(axis=1), distance, distance)
+
+  return Assigner(
+    predict=predict,
+    assign=assign,
+    centers=lambda clusters: clusters['centers'],
+    probabilities=probabilities,
+  )
