@@ -103,10 +103,19 @@ class Model(NamedTuple):
 
   def decode(self, x: jax.Array) -> jax.Array:
     """Images `[N, H, W, C]` float32 of points `[N, D]`; those of a network lie
-    in [0, 1]."""
+    in [0, 1].
+
+    Raises:
+      InputError: if the network only encodes.
+    """
     x = jnp.asarray(x)
     if self.method is None:
       return x.reshape(len(x), *self.image_shape)
+    if self.method.decode is None:
+      raise InputError(
+        f'a run of {self.recipe["method"]} has no images of points, as its '
+        'network only encodes: look at the images that assess finds typical'
+      )
     return jnp.clip(self.apply(encoding.decode, x * self.scale), 0, 1)
 
   def points(self, images: jax.Array | np.ndarray) -> jax.Array:

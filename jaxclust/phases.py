@@ -9,6 +9,7 @@ K clusters.
 
 import pathlib
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,10 @@ def train(
   ):
     found = workdir.read_log(path, phase=phase, seed=seed, epoch=epoch)
     records += found[:1] or [{'epoch': epoch}]  # a user may have lost the file
-  return training.final_params(plan, course), records
+  params = training.final_params(plan, course)
+  for message in training.complaints(plan, params):
+    warnings.warn(message, stacklevel=2)
+  return params, records
 
 
 def cluster(

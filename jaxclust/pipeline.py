@@ -31,7 +31,7 @@ from jaxclust import (
 )
 from jaxclust.algorithms.assignment import ALGORITHMS, Assignment
 from jaxclust.algorithms.solver import StopReason
-from jaxclust.data import Dataset, batches
+from jaxclust.data import Dataset, augment, batches
 from jaxclust.errors import InputError
 from jaxclust.methods import METHODS, Method
 from jaxclust.model import Model
@@ -39,6 +39,9 @@ from jaxclust.report import console, page
 
 # Maximum number of restarts whose labels are compared with one another.
 _COMPARED = 10
+
+# Number of images whose views are shown.
+_SHOWN = 10
 
 # What a summary tells of an epoch.
 _OF_AN_EPOCH = ('epoch', 'train_loss', 'val_loss')
@@ -184,6 +187,7 @@ def _run(config, dataset, path, seconds):
           *(dataset, own, found.points['train'], judged['train'], scores),
           losses=workdir.read_log(path, phase=stage, seed=seed),
           histories=history,
+          views=_views(config, dataset.images),
           score_name=next(reversed(fit), ''),
         )
         sections = page.draw(findings, path / 'figures', config.embedding)
@@ -316,13 +320,19 @@ def find(
 ) -> page.Findings:
   """What the page shows of the first split: of its points `[N, D]`, what was
   found in them, and what is known of the course of training and restarts."""
-  images, centers = dataset.images, np.asarray(own.decode(own.centers))
-  if own.method is not None:
+  images, can_decode = dataset.images, own.method is None or own.method.decode
+  if can_decode:
+    centers = np.asarray(own.decode(own.centers))
+  else:
+    centers = _medoids(images, found, len(own.centers))
+  if own.method is not None and can_decode:
     course['reconstruction_errors'] = np.asarray(
       own.apply(encoding.errors, images)
     )
     course['reconstruct'] = lambda some: own.decode(own.points(some))
-  elif images.dtype != np.uint8:  # floats within 0 and 1 can be shown
+  if (
+    own.method is None and images.dtype != np.uint8
+  ):  # floats within 0 and 1 can be shown
     low, high = min(0.0, images.min()), max(1.0, images.max())
     images, centers = ((a - low) / (high - low) for a in (images, centers))
   return page.Findings(
@@ -337,6 +347,29 @@ def find(
     scores={part: s for part, s in scores.items() if part != 'fit'},
     **course,
   )
+
+
+def _medoids(images, found, num_clusters):
+  """The image nearest to the center of each cluster; black for an empty one."""
+  medoids = np.zeros((num_clusters, *images.shape[1:]), images.dtype)
+  for row in np.argsort(-found.distance, kind='stable'):
+    medoids[found.labels[row]] = images[row]  # the nearest comes last
+  return medoids
+
+
+def _views(config, images):
+  """Some images `[n, H, W, C]`, and views of them as the last stage sees them,
+  `[V, n, H, W, C]`; none where a stage takes images as they are."""
+  if not config.stages:
+    return ()
+  options, own = model.stage_options(config, config.stages[-1])
+  drawn = plans.augmentation_of(options)
+  if not any(drawn):
+    return ()
+  some = encoding.as_pixels(jnp.asarray(images[:: -(-len(images) // _SHOWN)]))
+  keys = jax.random.split(jax.random.key(config.seed), len(some))
+  views, _ = augment.augment(keys, some, drawn, own.get('num_views', 2))
+  return np.asarray(jnp.concatenate([some[:, None], views], 1).swapaxes(0, 1))
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def check_options(num_images: int, method: Method, options: dict) -> None:
     ('placement', batches.PLACEMENTS),
   ):
     checks.check_choice(name, options[name], known)
-  augment.from_options(**_views_of(options))
+  augmentation_of(options)
   if options['patience'] and int(options['holdout'] * num_images) < 1:
     raise InputError(
       f'holdout is {options["holdout"]}: of {num_images} images that leaves '
@@ -101,8 +101,9 @@ def validates(method: Method) -> bool:
   return method.decode is not None and method.targets is None
 
 
-def _views_of(options):
-  return {name: options[name] for name in augment.OPTIONS}
+def augmentation_of(options: dict) -> augment.Augmentation:
+  """What a training draws of each image."""
+  return augment.from_options(**{n: options[n] for n in augment.OPTIONS})
 
 
 def plan(
@@ -141,7 +142,7 @@ def plan(
     },
     'augmentation': jax.tree.map(
       np.float32,
-      augment.from_options(**_views_of(options)),
+      augmentation_of(options),
     ),
   }
   operations = 3 * len(keys) * batch_size * method.operations

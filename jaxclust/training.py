@@ -152,6 +152,14 @@ def final_params(plan: Plan, course: Course) -> Any:
   return _stack([finish(own, pixels) for own in _runs(params)])
 
 
+def complaints(plan: Plan, params: Any) -> list[str]:
+  """What final parameters `[R, ...]` fall short of, each with a remedy."""
+  if plan.method.complain is None:
+    return []
+  runs = map(plan.method.complain, _runs(jax.device_get(params)))
+  return list(dict.fromkeys(message for run in runs for message in run))
+
+
 def final_epochs(plan: Plan, course: Course) -> list[int]:
   """The epochs `[R]` that `final_params` are from."""
   last = course.state.step // plan.steps_per_epoch

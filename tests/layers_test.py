@@ -118,6 +118,36 @@ def test_upsample_conv_is_upsampling_and_a_convolution(
   )
 
 
+@pytest.mark.parametrize(
+  ('shape', 'size', 'channels'),
+  [
+    ((2, 28, 28), 5, (1, 8)),
+    ((3, 7, 5), 3, (3, 2)),
+    ((1, 8, 6), 3, (4, 20)),
+    ((2, 1, 1), 3, (2, 2)),
+    ((2, 5, 4), 1, (2, 3)),
+  ],
+)
+def test_halving_conv_is_the_plain_convolution_of_stride_2(
+  shape, size, channels
+):
+  def plain(x, kernel):
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (2, 2),
+      ((size // 2,) * 2,) * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  x, kernel = draw((*shape, channels[0])), draw((size, size, *channels), 1)
+  found = layers.halving_conv(x, kernel)
+  chex.assert_shape(
+    found, (shape[0], -(-shape[1] // 2), -(-shape[2] // 2), None)
+  )
+  assert_same(layers.halving_conv, plain, x, kernel)
+
+
 class VariantsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_layers_do_not_depend_on_jit(self):

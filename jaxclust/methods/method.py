@@ -47,6 +47,7 @@ class Method(NamedTuple):
   start: Callable | None = None  # (key, params, embeddings [N, D]) -> params
   targets: Callable | None = None  # (params, embeddings [N, D]) -> [N, ...]
   finish: Callable | None = None  # (params, pixels [B, H, W, C]) -> params
+  complain: Callable | None = None  # params -> messages of what went wrong
   assigner: Assigner | None = None  # None: an algorithm clusters embeddings
   clusters: Callable | None = None  # params -> what the assigner takes
   check: Callable = lambda num_images: None  # raises an InputError

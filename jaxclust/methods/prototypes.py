@@ -118,6 +118,8 @@ def prototypes(
       'heads': each_head(jax.random.split(keys[3], num_heads), code),
       'choice': jnp.zeros(()),  # the number of the head that answers
       'centers': jnp.zeros((num_clusters, network.code_size())),
+      'shares': jnp.zeros(num_clusters),  # of the clusters, in some images
+      'used': jnp.zeros(()),  # share of prototypes that are nearest to one
     }
 
   def loss(params, batch, step, pool):
@@ -181,7 +183,10 @@ def prototypes(
     code, encoder = keep(
       network.apply, params['network'], pixels, method='encode'
     )
-    _, project = keep(projector.apply, params['projector'], code)
+    place, project = keep(projector.apply, params['projector'], code)
+    points = unit_rows(params['prototypes'])
+    nearest = dot(unit_rows(place), points.T).argmax(axis=1)
+    used = jnp.zeros(num_prototypes).at[nearest].set(1).mean()
     logits, own = jax.vmap(lambda variables: keep(head.apply, variables, code))(
       params['heads']
     )
@@ -195,7 +200,22 @@ def prototypes(
       'heads': own,
       'choice': choice.astype(jnp.float32),
       'centers': dot(inside, code) / sizes[:, None],
+      'shares': inside.mean(axis=1),
+      'used': used,
     }
+
+  def complain(params):
+    largest, used = float(params['shares'].max()), float(params['used'])
+    if largest > max(0.9, 1.5 / num_clusters):
+      yield (
+        f'one cluster has {largest:.0%} of the images: raise balance, which is '
+        f'{balance:g}, or weaken the views'
+      )
+    if used < 0.1:
+      yield (
+        f'only {used:.0%} of {num_prototypes} prototypes are in use: lower '
+        'sharpness or learning_rate, or ask for fewer num_prototypes'
+      )
 
   def clusters(params):
     own = jax.tree.map(
@@ -212,6 +232,7 @@ def prototypes(
     num_views=num_views,
     couples=True,
     finish=finish,
+    complain=complain,
     assigner=assigner_of(head),
     clusters=clusters,
     check=check,

@@ -30,12 +30,12 @@ COLORS = (
 
 def losses(path: Path, records: Sequence[dict]) -> Path:
   """Draws 'train_loss' and, where a record has it, 'val_loss' over epochs."""
-  axes = _axes(5.5, 3.4, xlabel='epoch', ylabel='mean squared error')
+  axes = _axes(5.5, 3.4, xlabel='epoch', ylabel='loss')
   for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
     points = [(r['epoch'], r[key]) for r in records if key in r]
     if points:
       axes.plot(*zip(*points, strict=True), label=label)
-  if any(r['train_loss'] > 0 for r in records):
+  if all(r['train_loss'] > 0 for r in records):
     axes.set_yscale('log')
   axes.grid(alpha=0.3, which='both')
   axes.legend()

@@ -36,6 +36,7 @@ class Findings(NamedTuple):
   class_names: Sequence[str]  # names of the classes; () for their values
   scores: dict  # split -> its scores, as `metrics.scores` returns them
   losses: Sequence[dict] = ()  # log records of the training
+  views: Sequence[np.ndarray] = ()  # some images [n, H, W, C], then their views
   reconstruction_errors: np.ndarray | None = None  # [N]
   reconstruct: Callable | None = None  # images [n, H, W, C] -> the same
   histories: np.ndarray = np.empty((0, 0))  # [S, R] scores of all restarts
@@ -129,8 +130,21 @@ def _sections(findings, folder, embedding) -> Iterator[Section]:
     chart = figures.losses(folder / 'loss.png', findings.losses)
     yield Section(
       'Training',
-      'Mean squared error of the reconstructions after each epoch.',
+      'Mean squared error of the reconstructions after each epoch.'
+      if findings.reconstruct
+      else 'The loss of the method after each epoch.',
       charts=[(chart, 'training and validation loss of each epoch')],
+    )
+  if len(findings.views):
+    path = figures.save_image(
+      folder / 'views.png',
+      figures.sheet(np.concatenate(findings.views), len(findings.views[0]), 1),
+    )
+    yield Section(
+      'Views',
+      'Some images, and below each what the network is shown of it: it is told '
+      'to see the same thing in all of them.',
+      strips=[(path, 'images above, their views below')],
     )
   if findings.reconstruct is not None:
     yield _reconstructions(findings, folder)

@@ -1,0 +1,49 @@
+r"""Prototypes with balanced assignments, and heads that cluster by them.
+
+  python launch.py --config=configs/prototypes.py
+  python launch.py --config=configs/prototypes.py:digits
+
+Views of an image tell the network what does not matter: where a thing lies, how
+large and how bright it is. Left and right are swapped only where they may be:
+not in digits, which are turned by some degrees instead.
+"""
+
+from jaxclust import defaults
+
+
+def get_config(variant: str = 'fashion_mnist'):
+  config = defaults.pipeline(variant, ('prototypes',), clusterer='')
+  config.network = {'name': 'strided', 'features': ()}  # (): its own
+  config.training.update(
+    {
+      'num_epochs': 10,
+      'batch_size': 500,
+      'schedule': 'cosine',
+      'warmup_epochs': 3.0,
+      'momentum': 0.8,
+      'weight_decay': 1e-5,
+      'crop': 0.6,
+      'stretch': 4 / 3,
+      'flip': 0.5,
+      'contrast': 0.4,
+      'brightness': 0.4,
+    }
+  )
+  config.prototypes = {
+    'num_clusters': 10,
+    'num_heads': 4,
+    'num_prototypes': 300,
+    'num_views': 2,
+    'balance': 4.0,  # weight of equal sizes of the clusters
+    'temperature': 0.1,
+    'sharpness': 0.05,
+    'frozen_steps': 300,
+  }
+  if variant == 'digits':
+    config.data.size = (16, 16)
+    config.training.num_epochs = 100
+    config.training.warmup_epochs = 30.0
+    config.training.batch_size = 128
+    config.training.flip = 0.0
+    config.training.max_rotation = 15.0
+  return config
