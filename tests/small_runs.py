@@ -30,6 +30,12 @@ SMALL = {
     '--config.dec.num_epochs=2',
     '--config.dec.num_restarts=2',
   ],
+  'prototypes': [
+    _EPOCHS,
+    '--config.training.warmup_epochs=0.5',
+    '--config.network.features=(8, 16)',
+    '--config.prototypes.num_prototypes=20',
+  ],
   'predict': ['--config.export=True'],
   'sweep': [
     _EPOCHS,
@@ -45,7 +51,7 @@ SMALL = {
     '--config.benchmark.limit_size=64',
   ],
 }
-PIPELINES = ('kmeans', 'ae_kmeans', 'gmm', 'dec')
+PIPELINES = ('kmeans', 'ae_kmeans', 'gmm', 'dec', 'prototypes')
 
 
 class Finished(NamedTuple):
