@@ -68,10 +68,19 @@ def test_targets_are_the_plain_formula_and_sharpen():
   assert (found.max(axis=1) > q.max(axis=1)).all()
 
 
+def batch_of(images, targets, weight=None):
+  weight = jnp.ones(len(images)) if weight is None else weight
+  return Batch(images[:, None], images, weight, targets)
+
+
 def losses_of(targets, **options):
   method = METHODS['dec'](PIXELS, num_clusters=2, **options)
   images = jnp.array([[0.0, 0.0], [1.0, 0.0]]).reshape(2, 1, 1, 2)
-  return method.loss(PARAMS, Batch(images, images, jnp.array(targets)))
+  """The loss of each image, which weighs 1 among images of weight 0."""
+  return [
+    method.loss(PARAMS, batch_of(images, jnp.array(targets), weight), 0, None)
+    for weight in jnp.eye(2)
+  ]
 
 
 def test_the_loss_is_a_divergence_by_hand():
@@ -106,7 +115,7 @@ def test_the_gradient_is_a_finite_difference(reconstruction):
 
   @jax.jit
   def loss(params):
-    return method.loss(params, Batch(images, images, targets)).sum()
+    return method.loss(params, batch_of(images, targets), 0, None)
 
   gradient = jax.grad(loss)(params)
   length = optax.tree.norm(gradient)

@@ -13,7 +13,7 @@ import pytest
 
 import jaxclust
 from jaxclust import encoding, kmeans, model, networks, plans, steps, training
-from jaxclust.data.augment import Augmentation, Motion
+from jaxclust.data.augment import from_options
 from jaxclust.data.batches import draw_order
 from jaxclust.methods import METHODS
 
@@ -28,7 +28,7 @@ ORDER = [
   ('algorithms', 'prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment'),
   ('data', 'originals images tfds sources augment batches'),
-  ('methods', 'method autoencoder dec'),
+  ('methods', 'method autoencoder dec prototypes'),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
@@ -145,7 +145,7 @@ def train(build, network, dtype, key, images):
     method=method,
     targets=targets,
     clip_norm=1.0,
-    augmentation=Augmentation(0.1, Motion(1.0, 5.0)),
+    augmentation=from_options(noise=0.1, max_shift=1.0, max_rotation=5.0),
   )
   own = jax.tree.map(lambda a: a[0], state.params)
   codes = encoding.embed(method, own, images, 16)

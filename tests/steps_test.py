@@ -15,9 +15,11 @@ from small_networks import METHOD, NETWORK, draw_images, run_of
 
 from jaxclust import encoding, networks, plans, steps
 from jaxclust.data import batches
-from jaxclust.data.augment import Augmentation, Motion, augment
+from jaxclust.data.augment import augment, from_options
 from jaxclust.defaults import TRAINING
 from jaxclust.methods import METHODS, Batch
+from jaxclust.methods.autoencoder import reconstruction_errors
+from jaxclust.methods.method import _in_parts
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -103,8 +105,9 @@ def plain_loss(params, batch):
 
 
 def gradient(params, pixels=PIXELS, method=METHOD):
-  batch = Batch(pixels, pixels, ())
-  return steps._gradient(method, params, batch, jnp.ones(len(pixels)))
+  batch = Batch(pixels[:, None], pixels, jnp.ones(len(pixels)), ())
+  loss = functools.partial(method.loss, batch=batch, step=0, pool=None)
+  return jax.value_and_grad(loss)(params)
 
 
 def test_the_network_of_these_tests_learns_from_every_image():
@@ -141,13 +144,24 @@ def test_steps_are_those_of_a_plain_network_and_optax(name, optimizer):
 
 def test_sgd_is_momentum_by_hand():
   optimizer = steps.optimizer_of('sgd')
-  state, found = optimizer.init(jnp.zeros(2)), []
+  params, found = jnp.ones(2), []
+  state = optimizer.init(params)
   for grad in ([1.0, 0.0], [2.0, 1.0], [-1.0, 0.0]):
     with jax.numpy_dtype_promotion('standard'):
-      direction, state = optimizer.update(jnp.array(grad), state)
+      direction, state = optimizer.update(jnp.array(grad), state, params)
     found.append(direction)
   # Each direction is the gradient and .9 of the direction before.
   np.testing.assert_allclose(found, [[1, 0], [2.9, 1], [1.61, 0.9]], rtol=1e-6)
+
+
+def test_weights_decay_by_hand():
+  optimizer = steps.optimizer_of('sgd', weight_decay=0.1)
+  params = jnp.array([2.0, -1.0])
+  with jax.numpy_dtype_promotion('standard'):
+    found, _ = optimizer.update(
+      jnp.array([1.0, 0.0]), optimizer.init(params), params
+    )
+  np.testing.assert_allclose(found, [1.2, -0.1], rtol=1e-6)
 
 
 def test_gradients_are_those_of_a_plain_network():
@@ -198,7 +212,7 @@ def test_devices_that_share_batches_make_the_same_steps():
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
   keys = jax.random.split(KEY, 2)
   rows = rows_of(12, batch_size=15, keys=keys)
-  drawn = Augmentation(0.3, Motion(2.0, 10.0))
+  drawn = from_options(noise=0.3, max_shift=2.0, max_rotation=10.0)
   alone = train(rows, keys=keys, augmentation=drawn)
   state, images = steps.replicate(mesh, (init(keys), IMAGES))
   shared = train(
@@ -221,11 +235,11 @@ def test_a_small_batch_stays_on_one_device(features, batch_size, count):
 @pytest.mark.parametrize('num_images', [1, 31, 32, 33, 70])
 def test_parts_of_a_batch_are_the_batch(num_images):
   pixels = encoding.as_pixels(draw_images(num_images))
-  losses = functools.partial(METHOD.loss, run_of(init().params))
-  batch = Batch(pixels, pixels, ())
-  np.testing.assert_allclose(
-    steps._in_parts(losses, batch), losses(batch), rtol=1e-5
+  losses = functools.partial(
+    reconstruction_errors, NETWORK, run_of(init().params)
   )
+  batch = Batch(pixels[:, None], pixels, jnp.ones(len(pixels)), ())
+  np.testing.assert_allclose(_in_parts(losses, batch), losses(batch), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -297,14 +311,14 @@ def test_a_long_gradient_is_shortened():
   lengths = []
   for clip_norm in (0.0, 1e3, 1e-3):
     state = train(rows_of(1), optimizer='sgd', clip_norm=clip_norm)
-    lengths.append(float(optax.tree.norm(state.opt_state[1].trace)))
+    lengths.append(float(optax.tree.norm(state.opt_state[2].trace)))
   free, loose, tight = lengths
   assert loose == free > 1e-3
   np.testing.assert_allclose(tight, 1e-3, rtol=1e-4)
 
 
 def test_denoising_is_judged_by_the_clean_image():
-  rows, noise = rows_of(1), Augmentation(noise=0.3)
+  rows, noise = rows_of(1), from_options(noise=0.3)
   state = train(rows, augmentation=noise)
   pixels = PIXELS[rows[0, 0]]
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -312,7 +326,8 @@ def test_denoising_is_judged_by_the_clean_image():
   )
   noisy, clean = augment(keys, pixels, noise)
   np.testing.assert_array_equal(clean, pixels)
-  errors = jnp.square(NETWORK.apply(run_of(init().params), noisy) - pixels)
+  found = NETWORK.apply(run_of(init().params), noisy[:, 0])
+  errors = jnp.square(found - pixels)
   np.testing.assert_allclose(
     state.loss_sum[0], errors.mean(axis=(1, 2, 3)).sum(), rtol=1e-5
   )
@@ -352,7 +367,7 @@ def test_an_epoch_is_one_loop_whose_length_is_known():
 
 def test_other_rates_norms_and_noise_compile_nothing():
   def make(scale):
-    drawn = Augmentation(0.1 * scale, Motion(scale, scale))
+    drawn = from_options(noise=0.1 * scale, max_shift=scale, max_rotation=scale)
     train(rows_of(5), rate=1e-3 * scale, clip_norm=scale, augmentation=drawn)
 
   make(1.0)
