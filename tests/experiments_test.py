@@ -22,6 +22,13 @@ import jaxclust
 import launch
 from jaxclust import cli, data, pipeline, selection, workdir
 
+STAGES = {
+  'kmeans': (),
+  'ae_kmeans': ('autoencoder',),
+  'gmm': ('autoencoder',),
+  'dec': ('autoencoder', 'dec'),
+  'prototypes': ('prototypes',),
+}
 CLUSTERERS = {'kmeans': 'kmeans', 'ae_kmeans': 'kmeans', 'gmm': 'gmm'}
 # A short run of the flagship as it is.
 CONVOLUTIONS = ('--config.training.num_epochs=2', '--config.gmm.num_restarts=1')
@@ -37,11 +44,12 @@ def test_every_config_is_run_here():
 
 def check_figures(path, name):
   figures = {p.name for p in (path / 'figures').iterdir()}
-  expected = {'confusion.png', 'purity.png', 'sizes.png'}
-  networks = {'loss.png', 'reconstructions_worst.png'}
-  assert figures >= expected
-  assert networks & figures == (set() if name == 'kmeans' else networks)
-  assert ('convergence.png' in figures) == (name != 'dec')
+  assert figures >= {'confusion.png', 'purity.png', 'sizes.png'}
+  assert ('loss.png' in figures) == bool(STAGES[name])
+  decodes = 'autoencoder' in STAGES[name]
+  assert ('reconstructions_worst.png' in figures) == decodes
+  assert ('views.png' in figures) == (name == 'prototypes')
+  assert ('convergence.png' in figures) == (name in CLUSTERERS)
 
 
 def check_log(path, name):
@@ -49,11 +57,10 @@ def check_log(path, name):
     json.loads(line)
     for line in (path / 'metrics.jsonl').read_text().splitlines()
   ]
-  for stage in ('autoencoder', 'dec'):
+  for stage in ('autoencoder', 'dec', 'prototypes'):
     epochs = [r['epoch'] for r in records if r['phase'] == stage]
-    has_stage = name == 'dec' or (stage == 'autoencoder' and name != 'kmeans')
-    assert epochs == ([1, 2] if has_stage else [])
-  if name == 'dec':
+    assert epochs == ([1, 2] if stage in STAGES[name] else [])
+  if name not in CLUSTERERS:
     return
   fit = read(path)['fit']
   assert fit['stop_reason'] == 'converged'
@@ -85,7 +92,7 @@ def test_a_config_runs_from_end_to_end(name, finished):
   with np.load(path / 'assignments.npz') as arrays:
     assert arrays['train_labels'].shape == (1348,)
     assert arrays['test_labels'].dtype == np.int32
-    if name in ('gmm', 'dec'):
+    if name in ('gmm', 'dec', 'prototypes'):
       shares = arrays['test_responsibilities']
       np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
       np.testing.assert_array_equal(
@@ -105,7 +112,8 @@ def test_a_loaded_run_finds_what_the_run_has_found_end_to_end(name, finished):
 
 def check_that_the_loaded_run_finds_the_same(path):
   """Bit for bit, and with no data but those given."""
-  own, digits = jaxclust.load(path), data.load('digits')
+  own = jaxclust.load(path)
+  digits = data.load('digits', size=own.image_shape[:2])
   with np.load(path / 'assignments.npz') as arrays:
     for split, images in (
       ('train', digits.images),
