@@ -17,7 +17,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +80,10 @@ def run(
   seconds = {}
   with _recorded_warnings() as messages:
     _check(config)
-    title = name = config.experiment
+    experiment = EXPERIMENTS[config.experiment]
     with timed(seconds, 'data'):
-      dataset, find = EXPERIMENTS[name][1](config)
-    if name == 'cluster':
-      title = pipeline.title(config)
+      dataset, find = experiment.prepare(config)
+    title = experiment.title(config)
     if directory is None:
       name = pathlib.Path(dataset.name).stem  # it may be a path
       directory = workdir.new_path(f'{title}-{name}')
@@ -118,10 +117,10 @@ def _check(config):
   """Checks what all experiments have in common."""
   name = config.experiment
   checks.check_choice('config.experiment', name, EXPERIMENTS)
-  if EXPERIMENTS[name][0] not in config:
+  if EXPERIMENTS[name].needs not in config:
     raise InputError(
       f'config.experiment is {name!r}, but there is no '
-      f'config.{EXPERIMENTS[name][0]}: take a config that has it'
+      f'config.{EXPERIMENTS[name].needs}: take a config that has it'
     )
   seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   checks.check_count('config.num_seeds', num_seeds)
@@ -343,12 +342,19 @@ def _benchmark(config, dataset, contests, path, seconds):
   return results, [section]
 
 
-# Name -> what only configs of this experiment have, and a function of the
-# config. It loads and checks the data, and returns them and what makes the
-# results: `(path, seconds) -> summary, sections`.
+class Experiment(NamedTuple):
+  """One way from a config to results."""
+
+  needs: str  # what only configs of this experiment have
+  # config -> images, and `(path, seconds) -> summary, sections of the page`;
+  # loads the images, and checks all options before anything compiles.
+  prepare: Callable
+  title: Callable = lambda config: config.experiment
+
+
 EXPERIMENTS = {
-  'cluster': ('clusterer', pipeline.prepare),
-  'predict': ('run', prepare_prediction),
-  'sweep': ('sweep', prepare_sweep),
-  'benchmark': ('benchmark', prepare_benchmark),
+  'cluster': Experiment('clusterer', pipeline.prepare, pipeline.title),
+  'predict': Experiment('run', prepare_prediction),
+  'sweep': Experiment('sweep', prepare_sweep),
+  'benchmark': Experiment('benchmark', prepare_benchmark),
 }

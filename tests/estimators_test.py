@@ -36,9 +36,6 @@ REDRAWN = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('light_compiler')
-
-
 def blobs(num_points=150, num_features=3, num_clusters=3, spread=1.0, seed=0):
   x, _ = sklearn.datasets.make_blobs(
     num_points, num_features, centers=num_clusters, cluster_std=spread,
