@@ -134,16 +134,10 @@ def plan(
     len(numbers), batch_size, only_whole=method.couples
   )
   mesh = steps.make_mesh(method.operations, batch_size)
-  drawn = {
-    'keys': fold_in(keys, AUGMENTATION),
-    **{
-      name: np.float32(options[name])
-      for name in ('clip_norm', 'momentum', 'weight_decay')
-    },
-    'augmentation': jax.tree.map(
-      np.float32,
-      augmentation_of(options),
-    ),
+  drawn = {n: options[n] for n in ('clip_norm', 'momentum', 'weight_decay')}
+  drawn |= {'augmentation': augmentation_of(options)}
+  drawn = jax.tree.map(np.float32, drawn) | {
+    'keys': fold_in(keys, AUGMENTATION)
   }
   operations = 3 * len(keys) * batch_size * method.operations
   bytes_per_step = len(keys) * batch_size * images[0].nbytes

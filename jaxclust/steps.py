@@ -118,8 +118,7 @@ def train_steps(
     rows: `[R, S, B]` int32, the images of each batch; -1 is none.
     learning_rates: `[S]`.
     method: whose loss is lowered.
-    numbers: `[R, S, B]` int32, the places of the images in targets; None for
-      rows.
+    numbers: `[R, S, B]` int32, the places of the images in targets, or None.
     targets: pytree of `[R, N, ...]`.
     optimizer: of `OPTIMIZERS`.
     mesh: the devices that share each batch, see `make_mesh`; None for one.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclust.errors import InputError
-from jaxclust.methods.method import Batch, Method, sum_losses
+from jaxclust.methods.method import Batch, Method, per_image
 
 
 @functools.cache
@@ -31,14 +31,9 @@ def autoencoder(network: nn.Module) -> Method:
       return previous
     return network.init(key, jnp.zeros((1, *network.image_shape)))
 
-  def loss(params, batch, step, pool):
-    del step, pool
-    errors = functools.partial(reconstruction_errors, network, params)
-    return sum_losses(errors, batch)
-
   return Method(
     init=init,
-    loss=loss,
+    loss=per_image(functools.partial(reconstruction_errors, network)),
     embed=functools.partial(network.apply, method='encode'),
     decode=functools.partial(network.apply, method='decode'),
     operations=network.count_operations(),

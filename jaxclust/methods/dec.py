@@ -27,7 +27,7 @@ from jaxclust.algorithms import kmeans
 from jaxclust.algorithms.assignment import Assigner, Assignment
 from jaxclust.frames import dot
 from jaxclust.methods.autoencoder import check_decoder, reconstruction_errors
-from jaxclust.methods.method import Method, sum_losses
+from jaxclust.methods.method import Method, per_image
 
 
 @functools.cache
@@ -62,9 +62,9 @@ def dec(
     centers = jnp.zeros((num_clusters, network.code_size()))
     return {'network': previous, 'centers': centers}
 
-  def start(key, params, embeddings):
-    options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
-    found = kmeans.fit(key, embeddings, **options)
+  def start(key, params, x):
+    count, restarts = num_clusters, num_restarts
+    found = kmeans.fit(key, x, num_clusters=count, num_restarts=restarts)
     return params | {'centers': found.centers}
 
   def losses_of(params, batch):
@@ -77,18 +77,11 @@ def dec(
       total = total + reconstruction * errors
     return total
 
-  def loss(params, batch, step, pool):
-    del step, pool
-    return sum_losses(functools.partial(losses_of, params), batch)
-
-  def apply(method, params, x):
-    return network.apply(params['network'], x, method=method)
-
   return Method(
     init=init,
-    loss=loss,
-    embed=functools.partial(apply, 'encode'),
-    decode=functools.partial(apply, 'decode'),
+    loss=per_image(losses_of),
+    embed=functools.partial(_apply, network, 'encode'),
+    decode=functools.partial(_apply, network, 'decode'),
     operations=network.count_operations(),
     code_size=network.code_size(),
     start=start,
@@ -97,6 +90,10 @@ def dec(
     clusters=lambda params: params['centers'],
     check=check,
   )
+
+
+def _apply(network, method, params, x):
+  return network.apply(params['network'], x, method=method)
 
 
 def shares(centers: jax.Array, x: jax.Array) -> jax.Array:

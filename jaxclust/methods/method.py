@@ -4,6 +4,7 @@ Axes: V views, B batch, H height, W width, C channels, N images, D numbers of an
 embedding, K clusters.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,13 +54,21 @@ class Method(NamedTuple):
   check: Callable = lambda num_images: None  # raises an InputError
 
 
-def sum_losses(losses_of: Callable, batch: Batch) -> jax.Array:
-  """The weighted sum of `losses_of(Batch) -> [B]`, for images that do not see
-  one another. A CPU takes a part of the batch at a time."""
-  losses = lax.platform_dependent(
-    batch, cpu=lambda batch: _in_parts(losses_of, batch), default=losses_of
-  )
-  return dot(batch.weight, losses)
+def per_image(losses_of: Callable) -> Callable:
+  """The loss of a method whose images do not see one another.
+
+  It is the weighted sum of `losses_of(params, Batch) -> [B]`. A CPU takes a
+  part of the batch at a time.
+  """
+
+  def loss(params, batch, step, pool):
+    del step, pool
+    own = functools.partial(losses_of, params)
+    in_parts = functools.partial(_in_parts, own)
+    losses = lax.platform_dependent(batch, cpu=in_parts, default=own)
+    return dot(batch.weight, losses)
+
+  return loss
 
 
 def _in_parts(fn, batch):

@@ -22,7 +22,7 @@ References:
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,7 @@ _ROUNDS = 3
 _FREE_LOGIT, _LOGIT_COST = 5.0, 0.01
 
 _dense = functools.partial(nn.Dense, precision=lax.Precision.HIGHEST)
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class TwoLayers(nn.Module):
@@ -58,6 +59,21 @@ class TwoLayers(nn.Module):
   def __call__(self, x: jax.Array, mean_of: Any = None) -> jax.Array:
     x = nn.relu(BatchNorm()(_dense(_HIDDEN, use_bias=False)(x), mean_of))
     return _dense(self.width)(x)
+
+
+class _Parts(NamedTuple):
+  """Modules and options, which all functions of the method share."""
+
+  network: nn.Module
+  projector: nn.Module
+  head: nn.Module
+  num_heads: int
+  num_prototypes: int
+  num_views: int
+  balance: float
+  temperature: float
+  sharpness: float
+  frozen_steps: int
 
 
 @functools.cache
@@ -87,156 +103,170 @@ def prototypes(
     sharpness: temperature of the assignments, below the other.
     frozen_steps: first steps in which prototypes stay where they are.
   """
-  projector, head = TwoLayers(_SPACE), TwoLayers(num_clusters)
-  heads = jax.vmap(head.apply, (0, None, None))
 
   def check(num_images):
     checks.check_groups('num_clusters', num_clusters, num_images)
-    for name, value in (
-      ('num_heads', num_heads),
-      ('num_prototypes', num_prototypes),
-    ):
-      checks.check_count(name, value)
+    checks.check_count('num_heads', num_heads)
+    checks.check_count('num_prototypes', num_prototypes)
     checks.check_count('num_views', num_views, low=2)
     checks.check_count('frozen_steps', frozen_steps, low=0)
     checks.check_number('balance', balance)
     checks.check_number('temperature', temperature, 0.01, 10)
     checks.check_number('sharpness', sharpness, 0.02, 10)
 
-  def init(key, previous):
-    keys = jax.random.split(key, 4)
-    if previous is None:
-      previous = network.init(
-        keys[0], jnp.zeros((1, *network.image_shape)), method='encode'
-      )
-    code = jnp.zeros((1, network.code_size()))
-    each_head = jax.vmap(head.init, (0, None))
-    return {
-      'network': previous,
-      'projector': projector.init(keys[1], code),
-      'prototypes': jax.random.normal(keys[2], (num_prototypes, _SPACE)),
-      'heads': each_head(jax.random.split(keys[3], num_heads), code),
-      'choice': jnp.zeros(()),  # the number of the head that answers
-      'centers': jnp.zeros((num_clusters, network.code_size())),
-      'shares': jnp.zeros(num_clusters),  # of the clusters, in some images
-      'used': jnp.zeros(()),  # share of prototypes that are nearest to one
-    }
-
-  def loss(params, batch, step, pool):
-    num_images = batch.weight.shape[0]
-    count = pool(batch.weight.sum())
-    views = batch.views.swapaxes(0, 1)  # [V, B, H, W, C]
-    weight = jnp.tile(batch.weight, num_views)
-
-    def mean_of(x):
-      means = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
-      return pool(dot(weight, means)) / (num_views * count)
-
-    flat = views.reshape(-1, *views.shape[2:])
-    code = network.apply(params['network'], flat, mean_of, method='encode')
-    place = unit_rows(projector.apply(params['projector'], code, mean_of))
-    points = params['prototypes']
-    points = jnp.where(step < frozen_steps, lax.stop_gradient(points), points)
-    cosines = dot(place, unit_rows(points).T).reshape(num_views, num_images, -1)
-    targets = [
-      balanced(lax.stop_gradient(one), batch.weight, pool, sharpness)
-      for one in cosines[:2]
-    ]
-    predicted = jax.nn.log_softmax(cosines / temperature, axis=2)
-    logits = heads(params['heads'], lax.stop_gradient(code), mean_of)
-    logits = logits.reshape(num_heads, num_views, num_images, num_clusters)
-    chances = lax.stop_gradient(jnp.exp(predicted))
-    pairs = [p for p in itertools.permutations(range(num_views), 2) if p[0] < 2]
-    swapped = sum(
-      -dot(batch.weight, (targets[a] * predicted[b]).sum(axis=1))
-      for a, b in pairs
-    )
-    swapped = pool(swapped) / (len(pairs) * count)
-    shares = jax.nn.softmax(logits, axis=3) * batch.weight[None, None, :, None]
-    joint = sum(
-      jnp.einsum(
-        'gbk,bm->gkm', shares[:, a], chances[b], precision=lax.Precision.HIGHEST
-      )
-      for a, b in pairs
-    )
-    joint = pool(joint) / (len(pairs) * count)
-    excess = nn.relu(jnp.abs(logits) - _FREE_LOGIT).sum(axis=(0, 1, 3))
-    excess = pool(dot(batch.weight, excess)) / (num_views * count)
-    total = swapped + information_loss(joint, balance).sum()
-    return (total + _LOGIT_COST * excess) * batch.weight.sum()
-
-  def embed(params, pixels):
-    return network.apply(params['network'], pixels, method='encode')
-
-  def finish(params, pixels):
-    """Moments of clean images, the head that agrees most, and its centers."""
-
-    def mean_of(x):
-      return x.reshape(-1, x.shape[-1]).mean(axis=0)
-
-    def keep(apply, variables, *arguments, **options):
-      output, moments = apply(
-        variables, *arguments, mean_of, mutable='moments', **options
-      )
-      return output, variables | moments
-
-    code, encoder = keep(
-      network.apply, params['network'], pixels, method='encode'
-    )
-    place, project = keep(projector.apply, params['projector'], code)
-    points = unit_rows(params['prototypes'])
-    nearest = dot(unit_rows(place), points.T).argmax(axis=1)
-    used = jnp.zeros(num_prototypes).at[nearest].set(1).mean()
-    logits, own = jax.vmap(lambda variables: keep(head.apply, variables, code))(
-      params['heads']
-    )
-    labels = logits.argmax(axis=2)
-    choice = agreement(labels, num_clusters).argmax()
-    inside = jax.nn.one_hot(labels[choice], num_clusters, axis=0)
-    sizes = jnp.maximum(inside.sum(axis=1), 1)
-    return params | {
-      'network': encoder,
-      'projector': project,
-      'heads': own,
-      'choice': choice.astype(jnp.float32),
-      'centers': dot(inside, code) / sizes[:, None],
-      'shares': inside.mean(axis=1),
-      'used': used,
-    }
-
-  def complain(params):
-    largest, used = float(params['shares'].max()), float(params['used'])
-    if largest > max(0.9, 1.5 / num_clusters):
-      yield (
-        f'one cluster has {largest:.0%} of the images: raise balance, which is '
-        f'{balance:g}, or weaken the views'
-      )
-    if used < 0.1:
-      yield (
-        f'only {used:.0%} of {num_prototypes} prototypes are in use: lower '
-        'sharpness or learning_rate, or ask for fewer num_prototypes'
-      )
-
-  def clusters(params):
-    own = jax.tree.map(
-      lambda a: a[params['choice'].astype(jnp.int32)], params['heads']
-    )
-    return {'head': own, 'centers': params['centers']}
-
+  head = TwoLayers(num_clusters)
+  parts = _Parts(
+    *(network, TwoLayers(_SPACE), head, num_heads, num_prototypes, num_views),
+    *(balance, temperature, sharpness, frozen_steps),
+  )
   return Method(
-    init=init,
-    loss=loss,
-    embed=embed,
+    init=functools.partial(_init, parts),
+    loss=functools.partial(_loss, parts),
+    embed=functools.partial(_embed, network),
     operations=num_views * network.count_operations(),
     code_size=network.code_size(),
     num_views=num_views,
     couples=True,
-    finish=finish,
-    complain=complain,
-    assigner=assigner_of(head),
-    clusters=clusters,
+    finish=functools.partial(_finish, parts),
+    complain=functools.partial(_complain, parts),
+    assigner=_assigner_of(head),
+    clusters=_clusters,
     check=check,
   )
+
+
+def _embed(network, params, pixels):
+  return network.apply(params['network'], pixels, method='encode')
+
+
+def _init(parts, key, previous):
+  keys, network = jax.random.split(key, 4), parts.network
+  if previous is None:
+    blank = jnp.zeros((1, *network.image_shape))
+    previous = network.init(keys[0], blank, method='encode')
+  code = jnp.zeros((1, network.code_size()))
+  points = jax.random.normal(keys[2], (parts.num_prototypes, _SPACE))
+  init_heads = jax.vmap(parts.head.init, (0, None))
+  num_clusters = parts.head.width
+  return {
+    'network': previous,
+    'projector': parts.projector.init(keys[1], code),
+    'prototypes': unit_rows(points),
+    'heads': init_heads(jax.random.split(keys[3], parts.num_heads), code),
+    'choice': jnp.zeros(()),  # the number of the head that answers
+    'centers': jnp.zeros((num_clusters, network.code_size())),
+    'shares': jnp.zeros(num_clusters),  # of the clusters, in some images
+    'used': jnp.zeros(()),  # share of prototypes that are nearest to one
+  }
+
+
+def _loss(parts, params, batch, step, pool):
+  """The sum of both losses; the heads' does not reach the network."""
+  count = pool(batch.weight.sum())
+  cosines, logits = _forward(parts, params, batch, step, pool, count)
+  predicted = jax.nn.log_softmax(cosines / parts.temperature, axis=2)
+  views = range(parts.num_views)
+  pairs = [p for p in itertools.permutations(views, 2) if p[0] < 2]
+
+  def mean_of_pairs(fn):
+    return pool(sum(fn(*pair) for pair in pairs)) / (len(pairs) * count)
+
+  targets = [
+    balanced(lax.stop_gradient(one), batch.weight, pool, parts.sharpness)
+    for one in cosines[:2]
+  ]
+  swapped = mean_of_pairs(
+    lambda a, b: -dot(batch.weight, (targets[a] * predicted[b]).sum(axis=1))
+  )
+  chances = lax.stop_gradient(jnp.exp(predicted))
+  shares = jax.nn.softmax(logits, axis=3) * batch.weight[None, None, :, None]
+  joint = mean_of_pairs(
+    lambda a, b: _einsum('gbk,bm->gkm', shares[:, a], chances[b])
+  )
+  excess = nn.relu(jnp.abs(logits) - _FREE_LOGIT).sum(axis=(0, 1, 3))
+  excess = pool(dot(batch.weight, excess)) / (parts.num_views * count)
+  heads = information_loss(joint, parts.balance).sum() + _LOGIT_COST * excess
+  return (swapped + heads) * batch.weight.sum()
+
+
+def _forward(parts, params, batch, step, pool, count):
+  """Cosines `[V, B, M]` with the prototypes, and logits `[G, V, B, K]`."""
+  views = batch.views.swapaxes(0, 1)  # [V, B, H, W, C]
+  num_views, num_images = views.shape[:2]
+  weight = jnp.tile(batch.weight, num_views)
+
+  def mean_of(x):
+    means = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+    return pool(dot(weight, means)) / (num_views * count)
+
+  flat = views.reshape(-1, *views.shape[2:])
+  code = parts.network.apply(params['network'], flat, mean_of, method='encode')
+  place = unit_rows(parts.projector.apply(params['projector'], code, mean_of))
+  points = params['prototypes']
+  is_frozen = step < parts.frozen_steps
+  points = jnp.where(is_frozen, lax.stop_gradient(points), points)
+  cosines = dot(place, unit_rows(points).T)
+  apply_heads = jax.vmap(parts.head.apply, (0, None, None))
+  logits = apply_heads(params['heads'], lax.stop_gradient(code), mean_of)
+  return (
+    cosines.reshape(num_views, num_images, -1),
+    logits.reshape(-1, num_views, num_images, parts.head.width),
+  )
+
+
+def _finish(parts, params, pixels):
+  """Keeps the moments of clean images, and the head that agrees most."""
+
+  def mean_of(x):
+    return x.reshape(-1, x.shape[-1]).mean(axis=0)
+
+  def keep(apply, variables, x, **options):
+    output, moments = apply(variables, x, mean_of, mutable='moments', **options)
+    return output, variables | moments
+
+  network, projector, head = parts[:3]
+  code, encoder = keep(
+    network.apply, params['network'], pixels, method='encode'
+  )
+  place, project = keep(projector.apply, params['projector'], code)
+  cosines = dot(unit_rows(place), unit_rows(params['prototypes']).T)
+  used = jnp.zeros(cosines.shape[1]).at[cosines.argmax(axis=1)].set(1)
+  logits, heads = jax.vmap(lambda own: keep(head.apply, own, code))(
+    params['heads']
+  )
+  labels = logits.argmax(axis=2)
+  choice = agreement(labels, head.width).argmax()
+  inside = jax.nn.one_hot(labels[choice], head.width, axis=0)
+  sizes = jnp.maximum(inside.sum(axis=1), 1)
+  return params | {
+    'network': encoder,
+    'projector': project,
+    'heads': heads,
+    'choice': choice.astype(jnp.float32),
+    'centers': dot(inside, code) / sizes[:, None],
+    'shares': inside.mean(axis=1),
+    'used': used.mean(),
+  }
+
+
+def _complain(parts, params):
+  largest, used = float(params['shares'].max()), float(params['used'])
+  if largest > max(0.9, 1.5 / parts.head.width):
+    yield (
+      f'one cluster has {largest:.0%} of the images: raise balance, which is '
+      f'{parts.balance:g}, or weaken the views'
+    )
+  if used < 0.1:
+    yield (
+      f'only {used:.0%} of {parts.num_prototypes} prototypes are in use: lower '
+      'sharpness or learning_rate, or ask for fewer num_prototypes'
+    )
+
+
+def _clusters(params):
+  choice = params['choice'].astype(jnp.int32)
+  own = jax.tree.map(lambda a: a[choice], params['heads'])
+  return {'head': own, 'centers': params['centers']}
 
 
 def balanced(
@@ -262,31 +292,27 @@ def balanced(
 
 def information_loss(joint: jax.Array, balance: float) -> jax.Array:
   """`H(Y | U) - balance H(Y)` of joint distributions `[..., K, M]` of Y, U."""
-
-  def entropy(p, axes):
-    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
-
-  given = entropy(joint, (-2, -1)) - entropy(joint.sum(axis=-2), -1)
-  return given - balance * entropy(joint.sum(axis=-1), -1)
+  given = _entropy(joint, (-2, -1)) - _entropy(joint.sum(axis=-2), -1)
+  return given - balance * _entropy(joint.sum(axis=-1), -1)
 
 
 def agreement(labels: jax.Array, num_clusters: int) -> jax.Array:
   """The mean normalised mutual information `[G]` of each labeling of `[G, B]`
   with the others."""
   one = jax.nn.one_hot(labels, num_clusters)  # [G, B, K]
-  joint = jnp.einsum('gbk,hbl->ghkl', one, one) / labels.shape[1]
-
-  def entropy(p, axes):
-    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
-
-  rows, columns = entropy(joint.sum(3), 2), entropy(joint.sum(2), 2)
-  information = rows + columns - entropy(joint, (2, 3))
+  joint = _einsum('gbk,hbl->ghkl', one, one) / labels.shape[1]
+  rows, columns = _entropy(joint.sum(3), 2), _entropy(joint.sum(2), 2)
+  information = rows + columns - _entropy(joint, (2, 3))
   found = 2 * information / jnp.maximum(rows + columns, 1e-30)
   others = 1 - jnp.eye(len(labels))
   return (found * others).sum(axis=1) / jnp.maximum(others.sum(axis=1), 1)
 
 
-def assigner_of(head: nn.Module) -> Assigner:
+def _entropy(p, axes):
+  return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
+
+
+def _assigner_of(head: nn.Module) -> Assigner:
   """What a head says of embeddings."""
 
   @jax.jit
