@@ -218,7 +218,8 @@ def _predict(own, config, dataset, path, seconds):
     found = {split: own.judge(x) for split, x in points.items()}
     write_predictions(path, found, dataset.files)
   with timed(seconds, 'figures'):
-    scores = pipeline.label_scores(dataset, found, num_clusters)
+    labels = {split: assignment.labels for split, assignment in found.items()}
+    scores = pipeline.label_scores(dataset, labels, num_clusters)
     findings = pipeline.find(dataset, own, points[first], found[first], scores)
     sections = page.draw(findings, path / 'figures', config.embedding)
     rows, titles = typical(found[first], num_clusters, _TYPICAL)

@@ -29,6 +29,7 @@ from jaxclust import (
   selection,
   workdir,
 )
+from jaxclust.algorithms import consensus
 from jaxclust.algorithms.assignment import ALGORITHMS, Assignment
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, augment, batches
@@ -170,16 +171,20 @@ def _run(config, dataset, path, seconds):
   """Fits, labels and scores for each seed."""
   seeds = range(config.seed, config.seed + config.num_seeds)
   represented = represent(config, dataset, seeds, path, seconds)
-  rows, sections = [], []
+  rows, sections, answers = [], [], []
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
     with timed(seconds, 'score'):
       judged = {split: own.judge(x) for split, x in found.points.items()}
-      scores = label_scores(dataset, judged, len(own.centers)) | {'fit': fit}
+      labels = {
+        split: assignment.labels for split, assignment in judged.items()
+      }
+      scores = label_scores(dataset, labels, len(own.centers)) | {'fit': fit}
       if dataset.labels is None:
-        fit |= _silhouette(found.points['train'], judged['train'].labels, own)
+        fit |= _silhouette(found.points['train'], labels['train'], own)
+    answers.append(labels)
     if seed == config.seed:
-      _write_assignments(path, own, judged, found.points)
+      arrays = _arrays(own, labels, found.points)
       model.save(path, own)
       with timed(seconds, 'figures'):
         stage = next(iter(config.stages), None)
@@ -193,7 +198,32 @@ def _run(config, dataset, path, seconds):
         sections = page.draw(findings, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **found.records})
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
-  return summary | (metrics.over_seeds(rows) if rows[1:] else {}), sections
+  if len(rows) > 1:
+    summary |= metrics.over_seeds(rows)
+    summary['vote'], votes = _vote(dataset, answers, len(own.centers))
+    arrays |= votes
+  workdir.write_arrays(path, 'assignments.npz', **arrays)
+  return summary, sections
+
+
+def _vote(dataset, answers, num_clusters):
+  """What most seeds say, when each calls its clusters after those of the seed
+  that agrees most with the others.
+
+  Returns:
+    Scores of the vote, and the agreement of each seed; and labels by name.
+  """
+  labels = {
+    split: np.stack([answer[split] for answer in answers])
+    for split in answers[0]
+  }
+  agreement = consensus.agreement(labels['train'], num_clusters)
+  best = int(agreement.argmax())
+  names = consensus.align(labels['train'], best, num_clusters)
+  votes = {split: consensus.vote(own, names) for split, own in labels.items()}
+  scores = label_scores(dataset, votes, num_clusters)
+  scores['agreement'] = np.asarray(agreement).tolist()
+  return scores, {f'{split}_vote': own for split, own in votes.items()}
 
 
 def represent(
@@ -290,24 +320,25 @@ def _silhouette(x, labels, own):
 
 
 def label_scores(
-  dataset: Dataset, judged: dict[str, Assignment], num_clusters: int
+  dataset: Dataset, labels: dict[str, np.ndarray], num_clusters: int
 ) -> dict:
   """Scores of each split, in the dataset's order, that has classes."""
   classes = (dataset.labels, dataset.test_labels)
   return {
-    split: metrics.scores(own, found.labels, num_clusters)
-    for (split, found), own in zip(judged.items(), classes, strict=False)
+    split: metrics.scores(own, found, num_clusters)
+    for (split, found), own in zip(labels.items(), classes, strict=False)
     if own is not None
   }
 
 
-def _write_assignments(path, own, judged, points):
-  arrays = {f'{split}_labels': found.labels for split, found in judged.items()}
+def _arrays(own, labels, points):
+  """Labels of each split, and probabilities of the clusters, if there are."""
+  arrays = {f'{split}_labels': found for split, found in labels.items()}
   if own.assigner.probabilities is not None:
     for split, x in points.items():
       found = own.assigner.probabilities(own.clusters, x)
       arrays[f'{split}_responsibilities'] = np.asarray(found)
-  workdir.write_arrays(path, 'assignments.npz', **arrays)
+  return arrays
 
 
 def find(

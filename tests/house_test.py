@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = [
   ('', 'errors checks memory prefetch frames defaults layers rows inputs'),
   ('', 'networks'),
-  ('algorithms', 'distances solver covariances lloyd em seeding'),
+  ('algorithms', 'consensus distances solver covariances lloyd em seeding'),
   ('algorithms', 'prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment'),
   ('data', 'originals images tfds sources augment batches'),

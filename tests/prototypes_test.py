@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.metrics import normalized_mutual_info_score
 from small_networks import OPTIONS, plan_of, run_of, train
 
 from jaxclust import (
@@ -23,7 +22,7 @@ from jaxclust import (
 )
 from jaxclust.errors import InputError
 from jaxclust.methods import METHODS, Batch
-from jaxclust.methods.prototypes import agreement, balanced, information_loss
+from jaxclust.methods.prototypes import balanced, information_loss
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -101,16 +100,6 @@ def test_information_by_hand():
   decided = jnp.array([[0.25, 0, 0], [0, 0.5, 0.25]])
   found = information_loss(decided, 4.0)
   np.testing.assert_allclose(found, -4 * entropy, rtol=1e-5)
-
-
-def test_agreement_is_scikit_learns_mutual_information():
-  labels = np.random.default_rng(0).integers(0, 3, (4, 100))
-  labels[1, :80] = labels[0, :80]
-  pairs = [[normalized_mutual_info_score(a, b) for b in labels] for a in labels]
-  expected = (np.sum(pairs, axis=1) - 1) / 3  # without itself
-  np.testing.assert_allclose(
-    agreement(jnp.asarray(labels), 3), expected, rtol=1e-4
-  )
 
 
 def test_the_gradient_is_a_finite_difference():

@@ -33,6 +33,7 @@ from jax import lax
 from jaxclust import checks
 from jaxclust.algorithms import kmeans
 from jaxclust.algorithms.assignment import Assigner, Assignment
+from jaxclust.algorithms.consensus import agreement, entropy
 from jaxclust.frames import dot, unit_rows
 from jaxclust.methods.method import Method
 from jaxclust.networks import BatchNorm
@@ -292,24 +293,8 @@ def balanced(
 
 def information_loss(joint: jax.Array, balance: float) -> jax.Array:
   """`H(Y | U) - balance H(Y)` of joint distributions `[..., K, M]` of Y, U."""
-  given = _entropy(joint, (-2, -1)) - _entropy(joint.sum(axis=-2), -1)
-  return given - balance * _entropy(joint.sum(axis=-1), -1)
-
-
-def agreement(labels: jax.Array, num_clusters: int) -> jax.Array:
-  """The mean normalised mutual information `[G]` of each labeling of `[G, B]`
-  with the others."""
-  one = jax.nn.one_hot(labels, num_clusters)  # [G, B, K]
-  joint = _einsum('gbk,hbl->ghkl', one, one) / labels.shape[1]
-  rows, columns = _entropy(joint.sum(3), 2), _entropy(joint.sum(2), 2)
-  information = rows + columns - _entropy(joint, (2, 3))
-  found = 2 * information / jnp.maximum(rows + columns, 1e-30)
-  others = 1 - jnp.eye(len(labels))
-  return (found * others).sum(axis=1) / jnp.maximum(others.sum(axis=1), 1)
-
-
-def _entropy(p, axes):
-  return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(axis=axes)
+  given = entropy(joint, (-2, -1)) - entropy(joint.sum(axis=-2), -1)
+  return given - balance * entropy(joint.sum(axis=-1), -1)
 
 
 def _assigner_of(head: nn.Module) -> Assigner:

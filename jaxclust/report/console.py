@@ -138,8 +138,8 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
 
 
 def seed_scores(summary: dict) -> list[list[str]]:
-  """Returns the scores of each seed as the rows of a table, see `headline`; []
-  if there are no seeds or no labels."""
+  """Returns the scores of each seed, and of their vote, as the rows of a table,
+  see `headline`; [] if there are no seeds or no labels."""
   seeds = summary.get('seeds', ())
   columns = [
     (split, name)
@@ -148,9 +148,10 @@ def seed_scores(summary: dict) -> list[list[str]]:
     for name in _SEED_SCORES
   ]
   head = ['seed', *(f'{name.upper()}, {split}' for split, name in columns)]
+  named = [(str(row['seed']), row) for row in seeds]
   rows = [
-    [str(row['seed']), *(_number(_score(row, *c)) or _MISSING for c in columns)]
-    for row in seeds
+    [name, *(_number(_score(row, *c)) or _MISSING for c in columns)]
+    for name, row in [*named, ('vote', summary.get('vote', {}))]
   ]
   return [head, *rows] if columns else []
 
@@ -209,6 +210,8 @@ def closing_table(summary: dict, reference: dict) -> None:
     [[name.partition(',')[0], *cells] for name, *cells in rows],
     [[f'purity, rank {i}', *map(_number, values)] for i, values in ranks],
   )
+  if seeds := seed_scores(summary):
+    _print_table(seeds[0], seeds[1:])
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:
