@@ -19,7 +19,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_num_cpu_devices', 2)
 
 # Seconds of compilation from which a program is kept on disk.
-_KEPT_SECONDS = 0.01
+_KEPT_SECONDS = 0.2
 
 
 def pytest_configure(config):

@@ -118,6 +118,8 @@ def test_a_score_that_a_seed_lacks_is_missing(capsys):
     ['3', '-', '-', '-', '0.5000', '0.5000', '0.5000'],
     ['4', '0.2500', '-', '-', '-', '-', '-'],
   ]
+  voted = console.seed_scores(summary | {'vote': {'test': {'acc': 0.75}}})
+  assert voted[-1] == ['vote', '-', '-', '-', '-', '-', '0.7500']
   console.closing_table(summary, {'train': {'cluster_purity': [0.5]}})
   assert 'purity, rank 2' in capsys.readouterr().out
 

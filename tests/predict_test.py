@@ -54,7 +54,8 @@ def test_a_finished_run_predicts(name, finished, tmp_path, capfd):
   assert f'by the run {path}.' in page
   assert 'typical members of cluster 9' in page
   program = (tmp_path / 'model.jaxexport').read_bytes()
-  images = data.load('digits').test_images[:9]
+  size = jaxclust.load(path).image_shape[:2]
+  images = data.load('digits', size=size).test_images[:9]
   np.testing.assert_array_equal(
     jax.export.deserialize(bytearray(program)).call(images), labels[1][:9]
   )

@@ -263,14 +263,14 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_streamed_and_resident_images_and_seeds_alone_train_alike():
+def test_streamed_seeds_side_by_side_and_a_resident_one_alone_train_alike():
   streamed, losses = train(plan_patterns(seeds=(3, 4)))
-  resident, same = train(plan_patterns(jnp.asarray(IMAGES), seeds=(3, 4)))
-  assert losses == same
-  chex.assert_trees_all_equal(streamed, resident)
-  single, _ = train(plan_patterns(seeds=(4,)))
+  resident, same = train(plan_patterns(jnp.asarray(IMAGES), seeds=(4,)))
+  assert [x['train_loss'][1] for x in losses] == [
+    x['train_loss'][0] for x in same
+  ]
   chex.assert_trees_all_equal(
-    run_of(single.state.params), run_of(streamed.state.params, 1)
+    run_of(resident.state.params), run_of(streamed.state.params, 1)
   )
 
 

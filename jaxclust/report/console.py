@@ -149,9 +149,10 @@ def seed_scores(summary: dict) -> list[list[str]]:
   ]
   head = ['seed', *(f'{name.upper()}, {split}' for split, name in columns)]
   named = [(str(row['seed']), row) for row in seeds]
+  named += [('vote', summary['vote'])] if 'vote' in summary else []
   rows = [
     [name, *(_number(_score(row, *c)) or _MISSING for c in columns)]
-    for name, row in [*named, ('vote', summary.get('vote', {}))]
+    for name, row in named
   ]
   return [head, *rows] if columns else []
 
