@@ -39,8 +39,8 @@ from jaxclust import (
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
-from jaxclust.pipeline import timed
 from jaxclust.report import board, console, figures, page
+from jaxclust.report.console import timed
 
 # Errors of a disk that takes no more.
 _DISK_ERRORS = {

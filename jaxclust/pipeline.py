@@ -4,12 +4,10 @@ Axes: N images, H height, W width, C channels, D features, K clusters, R
 restarts, S steps.
 """
 
-import contextlib
 import difflib
 import functools
 import inspect
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +34,8 @@ from jaxclust.data import Dataset, augment, batches
 from jaxclust.errors import InputError
 from jaxclust.methods import METHODS, Method
 from jaxclust.model import Model
-from jaxclust.report import console, page
+from jaxclust.report import page
+from jaxclust.report.console import timed
 
 # Maximum number of restarts whose labels are compared with one another.
 _COMPARED = 10
@@ -213,10 +212,7 @@ def _vote(dataset, answers, num_clusters):
   Returns:
     Scores of the vote, and the agreement of each seed; and labels by name.
   """
-  labels = {
-    split: np.stack([answer[split] for answer in answers])
-    for split in answers[0]
-  }
+  labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
   agreement = consensus.agreement(labels['train'], num_clusters)
   best = int(agreement.argmax())
   names = consensus.align(labels['train'], best, num_clusters)
@@ -361,9 +357,8 @@ def find(
       own.apply(encoding.errors, images)
     )
     course['reconstruct'] = lambda some: own.decode(own.points(some))
-  if (
-    own.method is None and images.dtype != np.uint8
-  ):  # floats within 0 and 1 can be shown
+  # Floats within 0 and 1 can be shown.
+  if own.method is None and images.dtype != np.uint8:
     low, high = min(0.0, images.min()), max(1.0, images.max())
     images, centers = ((a - low) / (high - low) for a in (images, centers))
   return page.Findings(
@@ -401,13 +396,3 @@ def _views(config, images):
   keys = jax.random.split(jax.random.key(config.seed), len(some))
   views, _ = augment.augment(keys, some, drawn, own.get('num_views', 2))
   return np.asarray(jnp.concatenate([some[:, None], views], 1).swapaxes(0, 1))
-
-
-@contextlib.contextmanager
-def timed(seconds: dict, phase: str, quietly: bool = False) -> Iterator[None]:
-  """Adds the seconds of a phase to those before; shows that it goes on, unless
-  it shows its progress itself."""
-  begun = time.perf_counter()
-  with contextlib.nullcontext() if quietly else console.working(phase):
-    yield
-  seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - begun

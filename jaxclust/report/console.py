@@ -107,6 +107,16 @@ def working(phase: str) -> Iterator[None]:
     stop()
 
 
+@contextlib.contextmanager
+def timed(seconds: dict, phase: str, quietly: bool = False) -> Iterator[None]:
+  """Adds the seconds of a phase to those before; shows that it goes on, unless
+  it shows its progress itself."""
+  begun = time.perf_counter()
+  with contextlib.nullcontext() if quietly else working(phase):
+    yield
+  seconds[phase] = seconds.get(phase, 0) + time.perf_counter() - begun
+
+
 def headline(summary: dict, reference: dict) -> list[list[str]]:
   """Returns the scores of a run beside published ones, as text.
 
