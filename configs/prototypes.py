@@ -1,4 +1,4 @@
-r"""Prototypes with balanced assignments, and heads that cluster by them.
+r"""The flagship: prototypes with balanced assignments, heads that cluster them.
 
   python launch.py --config=configs/prototypes.py
   python launch.py --config=configs/prototypes.py:digits
