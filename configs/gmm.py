@@ -1,4 +1,4 @@
-"""Part 3 of the report, the flagship: an autoencoder, a mixture on its code.
+"""Part 3 of the report: an autoencoder, a mixture on its code.
 
   python launch.py --config=configs/gmm.py
   python launch.py --config=configs/gmm.py:digits
