@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_networks import IMAGES, OPTIONS, plan_of, run_of, train
+from small_networks import IMAGES, OPTIONS, plan_of, run_of, train, train_until
 
 from jaxclust import (
-  checkpoints,
   encoding,
   kmeans,
   metrics,
@@ -175,20 +174,10 @@ def test_an_assignment_is_the_largest_share():
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
   """Within an epoch: the targets are in the checkpoint."""
-  monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
   monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # seven calls an epoch
-  plan, save = plan_of(build=DEC), checkpoints.save
+  plan = plan_of(build=DEC)
   whole, _ = train(plan)
-
-  def dying(path, phase, step, state):
-    save(path, phase, step, state)
-    if step == 11:
-      raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, 'save', dying)
-    with pytest.raises(KeyboardInterrupt):
-      phases.train(tmp_path, 'dec', plan, [0])
+  train_until(11, tmp_path, 'dec', plan, monkeypatch)
   params, (record,) = phases.train(tmp_path, 'dec', plan, [0])
   assert record['epoch'] == 3
   chex.assert_trees_all_equal(params, whole.state.params)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_networks import OPTIONS, plan_of, run_of, train
+from small_networks import OPTIONS, plan_of, run_of, train, train_until
 
 from jaxclust import (
-  checkpoints,
   encoding,
   metrics,
   networks,
@@ -244,20 +243,10 @@ def test_what_went_wrong_is_told_with_a_remedy():
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
-  monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
   monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # a step a call
-  plan, save = plan_patterns(), checkpoints.save
+  plan = plan_patterns()
   whole, _ = train(plan)
-
-  def dying(path, phase, step, state):
-    save(path, phase, step, state)
-    if step == 11:
-      raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, 'save', dying)
-    with pytest.raises(KeyboardInterrupt):
-      phases.train(tmp_path, 'prototypes', plan, [0])
+  train_until(11, tmp_path, 'prototypes', plan, monkeypatch)
   params, _ = phases.train(tmp_path, 'prototypes', plan, [0])
   chex.assert_trees_all_equal(params, training.final_params(plan, whole))
 

@@ -6,8 +6,9 @@ are compiled.
 
 import jax
 import numpy as np
+import pytest
 
-from jaxclust import networks, phases, plans, training
+from jaxclust import checkpoints, networks, phases, plans, training
 from jaxclust.defaults import TRAINING
 from jaxclust.methods import METHODS
 
@@ -54,6 +55,22 @@ def train(plan, course=None):
     if now.losses is not None:
       losses.append({name: a.tolist() for name, a in now.losses.items()})
   return course, losses
+
+
+def train_until(stop, path, phase, plan, monkeypatch):
+  """Trains, saves after each call, and dies when a step has been saved."""
+  save = checkpoints.save
+
+  def dying(path, phase, step, state):
+    save(path, phase, step, state)
+    if step == stop:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+    patch.setattr(checkpoints, 'save', dying)
+    with pytest.raises(KeyboardInterrupt):
+      phases.train(path, phase, plan, [0])
 
 
 def run_of(tree, run=0):

@@ -39,7 +39,7 @@ class Assigner(NamedTuple):
 def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
   labels = np.asarray(kmeans.predict(centers, x, metric=metric))
   distances = np.asarray(kmeans.transform(centers, x, metric=metric))
-  nearest = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+  nearest = _own_distance(distances, labels)
   if len(centers) == 1:
     return Assignment(labels, np.ones_like(nearest), nearest, nearest)
   second = np.partition(distances, 1, axis=1)[:, 1]
@@ -48,11 +48,30 @@ def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
   return Assignment(labels, 1 - ratio, nearest, nearest)
 
 
+def assign_by_shares(
+  shares: jax.Array, centers: jax.Array, x: jax.Array
+) -> Assignment:
+  """Points `[N, D]` in their clusters of the largest share, from `[N, K]`.
+
+  That share is the confidence; an outlier is far from its center of `[K, D]`.
+  """
+  shares = np.asarray(shares)
+  labels = shares.argmax(axis=1).astype(np.int32)
+  distance = _own_distance(kmeans.transform(centers, x), labels)
+  return Assignment(labels, shares.max(axis=1), distance, distance)
+
+
+def _own_distance(distances, labels):
+  """The distance `[N]` to the center of the own cluster, from `[N, K]`."""
+  return np.take_along_axis(np.asarray(distances), labels[:, None], axis=1)[
+    :, 0
+  ]
+
+
 def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
   labels = np.asarray(gmm.predict(params, x))
   shares = np.asarray(gmm.responsibilities(params, x))
-  distances = np.asarray(kmeans.transform(params.means, x))
-  distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+  distance = _own_distance(kmeans.transform(params.means, x), labels)
   surprise = np.asarray(gmm.outlier_score(params, x))
   return Assignment(labels, shares.max(axis=1), surprise, distance)
 

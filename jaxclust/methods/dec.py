@@ -20,11 +20,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxclust import checks
 from jaxclust.algorithms import kmeans
-from jaxclust.algorithms.assignment import Assigner, Assignment
+from jaxclust.algorithms.assignment import Assigner, assign_by_shares
 from jaxclust.frames import dot
 from jaxclust.methods.autoencoder import check_decoder, reconstruction_errors
 from jaxclust.methods.method import Method, per_image
@@ -119,18 +118,9 @@ def sharpened(q: jax.Array) -> jax.Array:
   return weight / weight.sum(axis=1, keepdims=True)
 
 
-def _assign(centers, x):
-  """The largest share is the confidence; an outlier is far from its center."""
-  q = np.asarray(shares(centers, x))
-  labels = q.argmax(axis=1).astype(np.int32)
-  distances = np.asarray(kmeans.transform(centers, x))
-  distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
-  return Assignment(labels, q.max(axis=1), distance, distance)
-
-
 STUDENT_T = Assigner(
   predict=kmeans.predict,  # the share falls with the distance
-  assign=_assign,
+  assign=lambda centers, x: assign_by_shares(shares(centers, x), centers, x),
   centers=lambda centers: centers,
   probabilities=shares,
 )

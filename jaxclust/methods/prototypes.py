@@ -27,12 +27,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import kmeans
-from jaxclust.algorithms.assignment import Assigner, Assignment
+from jaxclust.algorithms.assignment import Assigner, assign_by_shares
 from jaxclust.algorithms.consensus import agreement, entropy
 from jaxclust.frames import dot, unit_rows
 from jaxclust.methods.method import Method
@@ -308,11 +306,8 @@ def _assigner_of(head: nn.Module) -> Assigner:
     return probabilities(clusters, x).argmax(axis=1).astype(jnp.int32)
 
   def assign(clusters, x):
-    shares = np.asarray(probabilities(clusters, x))
-    labels = shares.argmax(axis=1).astype(np.int32)
-    distances = np.asarray(kmeans.transform(clusters['centers'], x))
-    distance = np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
-    return Assignment(labels, shares.max(axis=1), distance, distance)
+    shares = probabilities(clusters, x)
+    return assign_by_shares(shares, clusters['centers'], x)
 
   return Assigner(
     predict=predict,
