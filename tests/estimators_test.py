@@ -13,7 +13,7 @@ import sklearn.mixture
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import silhouette_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxclust import gmm, kmeans
@@ -23,7 +23,7 @@ from jaxclust.estimators import GaussianMixture, KMeans
 
 # Small estimators: each check has shapes of its own, to be compiled.
 CHECKED = [
-  KMeans(2, n_init=1, max_iter=20),
+  KMeans(2, init='random', n_init=1, max_iter=20),
   GaussianMixture(
     2, covariance_type='diag', init_params='random_from_data', max_iter=20
   ),
@@ -115,7 +115,7 @@ def test_an_int_is_the_seed_and_a_random_state_draws_one():
 def test_k_means_ends_where_scikit_learns_does():
   x = blobs(spread=4.0)
   start = x[:3]
-  ours = KMeans(3, init=start, tol=0).fit(x)
+  ours = KMeans(3, init=start, tol=0.0).fit(x)
   theirs = sklearn.cluster.KMeans(3, init=start, n_init=1, tol=0).fit(x)
   mine, peer = map(order_of, (ours.cluster_centers_, theirs.cluster_centers_))
   close(ours.cluster_centers_[mine], theirs.cluster_centers_[peer])
@@ -132,7 +132,7 @@ def test_k_means_ends_where_scikit_learns_does():
 def test_a_mixture_ends_where_scikit_learns_does(family):
   x = blobs(spread=2.0)
   options = {'covariance_type': family, 'tol': 1e-5, 'max_iter': 500}
-  ours = GaussianMixture(3, means_init=x[:3], reg=0, **options).fit(x)
+  ours = GaussianMixture(3, means_init=x[:3], reg=0.0, **options).fit(x)
   covariance = np.cov(x.T, bias=True).astype(np.float32)
   variance = np.diag(covariance)
   precisions = {
@@ -206,10 +206,10 @@ def test_a_fit_that_does_not_converge_warns_as_scikit_learn_does():
   with pytest.warns(
     ConvergenceWarning, match='in 1 steps: raise max_iter'
   ) as w:
-    KMeans(3, max_iter=1, tol=0, init=x[:3]).fit(x)
+    KMeans(3, max_iter=1, tol=0.0, init=x[:3]).fit(x)
   assert [warning.filename for warning in w] == [__file__]
   with pytest.warns(ConvergenceWarning, match='in 1 steps: raise max_iter'):
-    found = GaussianMixture(3, max_iter=1, tol=0, means_init=x[:3]).fit(x)
+    found = GaussianMixture(3, max_iter=1, tol=0.0, means_init=x[:3]).fit(x)
   assert found.converged_ is False
 
 
@@ -254,9 +254,9 @@ def test_a_search_finds_the_number_of_clusters():
 
   search = GridSearchCV(
     KMeans(n_init=2, random_state=0), {'n_clusters': [2, 3]},
-    scoring=separation, cv=2,
+    scoring=separation, cv=ShuffleSplit(2, test_size=20, random_state=0),
   )  # fmt: skip
-  search.fit(blobs(300, spread=0.3))
+  search.fit(blobs(spread=0.3))
   assert search.best_params_ == {'n_clusters': 3}
   assert len(np.unique(search.predict(X))) == 3
 
