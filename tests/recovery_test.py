@@ -15,13 +15,15 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from small_runs import ROOT, SMALL, draw_npz, read, run
+from small_runs import ROOT, draw_npz
 
-from jaxclust import checkpoints, phases, plans, workdir
+from jaxclust import checkpoints, defaults, phases, workdir
 
 CHILD = """
 import itertools, os, pathlib, sys
@@ -30,15 +32,16 @@ from jaxclust import cli, phases, plans
 
 phases._SECONDS_BETWEEN_CHECKPOINTS = 0
 phases._MOST_STEPS = 3
-plans._CPU_OPERATIONS = {operations}  # a few training steps per call
-moment, number, path = {moment}, {number}, '{path}'
-counts = itertools.count(1)
+plans._CPU_OPERATIONS = 3e5  # two training steps per call
+moment, number, path, place = {moment}, {number}, '{path}', '{place}'
+counts, moments = itertools.count(1), itertools.count(1)
 
 def watch(event, arguments):
-  place = arguments[0] if arguments else None
-  if isinstance(place, (str, pathlib.PurePath)) and path in str(place):
-    if next(counts) == moment:
-      print('signal at', event, place, flush=True)
+  file = arguments[0] if arguments else None
+  if isinstance(file, (str, pathlib.PurePath)) and path in str(file):
+    next(counts)
+    if place in str(file) and next(moments) == moment:
+      print('signal at', event, file, flush=True)
       os.kill(os.getpid(), number)
 
 sys.addaudithook(watch)
@@ -46,44 +49,64 @@ status = launch.main(['launch.py', *sys.argv[1:]])
 print('events', next(counts) - 1)
 cli._end(status)
 """
-FLAGS = {
-  'gmm': [
-    '--config=configs/gmm.py:digits',
-    *SMALL['gmm'],
-    '--config.training.num_epochs=3',
-    '--config.training.patience=3',
-    '--config.training.noise=0.1',
-    '--config.gmm.num_restarts=2',
-  ],
-  'dec': ['--config=configs/dec.py:digits', *SMALL['dec']],
-  'kmeans': ['--config=configs/kmeans.py:digits', *SMALL['kmeans']],
-}
-# Operations of a device call, by run.
-OPERATIONS = {'gmm': 1e7, 'dec': 1e7, 'kmeans': 1e9}
+# All phases that there are, on few images.
+CONFIG = """
+from jaxclust import defaults
+
+def get_config():
+  config = defaults.pipeline('digits', ('autoencoder', 'dec'), clusterer='gmm')
+  config.network = {'name': 'mlp', 'features': (16, 5)}
+  config.training.update(num_epochs=3, batch_size=16, patience=3, noise=0.1)
+  config.dec = {
+    'num_clusters': 3, 'num_restarts': 2, 'divergence': 1.0,
+    'reconstruction': 0.0, 'num_epochs': 2, 'patience': 0,
+  }
+  config.gmm = {
+    'num_components': 3, 'covariance': 'full', 'num_restarts': 2,
+    'init': 'k-means', 'max_steps': 12, 'tol': 1e-9, 'reg': 1e-2,
+  }
+  return config
+"""
 
 
 class Whole(NamedTuple):
   """An undisturbed run."""
 
-  name: str  # of its flags
   path: pathlib.Path
   num_events: int
 
 
 @pytest.fixture(scope='module')
 def run_child(tmp_path_factory):
-  """Runs a child; its n-th event sends a signal if a moment n is given."""
-  cache = tmp_path_factory.mktemp('programs')  # a kill may spoil one
+  """Runs a child; the n-th event in a place sends a signal if there is an n."""
+  folder = tmp_path_factory.mktemp('child')
+  rng = np.random.default_rng(1)
+  images = rng.integers(0, 256, (30, 6, 7), np.uint8)
+  labels, test_labels = np.arange(60) % 3, np.arange(30) % 3
+  (folder / 'config.py').write_text(CONFIG)
+  flags = [
+    f'--config={folder}/config.py',
+    draw_npz(
+      folder / 'mine.npz',
+      labels=labels,
+      test_images=images,
+      test_labels=test_labels,
+    ),
+  ]
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(folder),  # a kill may spoil one
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONPATH': str(ROOT),
+  }
 
-  def run(name, path, moment=0, number=0):
+  def run(path, moment=0, number=0, place=''):
     child = CHILD.format(
-      operations=OPERATIONS[name], path=path, moment=moment, number=int(number)
+      path=path, moment=moment, number=int(number), place=place
     )
     return subprocess.run(
-      [sys.executable, '-c', child, *FLAGS[name], f'--workdir={path}'],
+      [sys.executable, '-c', child, *flags, f'--workdir={path}'],
       cwd=ROOT,
-      env=os.environ
-      | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'PYTHONPATH': str(ROOT)},
+      env=environment,
       capture_output=True,
       text=True,
       check=False,
@@ -92,12 +115,12 @@ def run_child(tmp_path_factory):
   return run
 
 
-@pytest.fixture(scope='module', params=list(FLAGS))
-def whole(request, tmp_path_factory, run_child):
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, run_child):
   path = tmp_path_factory.mktemp('undisturbed') / 'run'
-  done = run_child(request.param, path)
+  done = run_child(path)
   assert done.returncode == 0, done.stderr
-  return Whole(request.param, path, events_of(done))
+  return Whole(path, events_of(done))
 
 
 def events_of(done):
@@ -145,93 +168,78 @@ def test_runs_that_are_killed_end_like_one_that_is_not(
   kills, seed = (pytestconfig.getoption(o) for o in ('kills', 'kill_seed'))
   print(f'to repeat the moments: --kills={kills} --kill_seed={seed}')
   moments, path = random.Random(seed), tmp_path / 'run'
-  share = {'gmm': kills - 2 * (kills // 3)}.get(whole.name, kills // 3)
   left = whole.num_events
-  for _ in range(share):
+  for _ in range(kills):
     moment = moments.randrange(1, left)
-    killed = run_child(whole.name, path, moment, signal.SIGKILL)
+    killed = run_child(path, moment, signal.SIGKILL)
     if killed.returncode == 0:  # a resumed run has fewer events
       break
     assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     print(moment, 'of', left, killed.stdout.splitlines()[-1])
     left = max(2, left - moment)
-  resumed = run_child(whole.name, path)
+  resumed = run_child(path)
   assert resumed.returncode == 0, resumed.stderr
   assert_same(path, whole.path)
 
 
-# Shares of the events that are left. A resumed run has some more, as it reads
-# what was saved: its last signal comes while it draws figures.
 SIGNALS = {
-  'gmm': [(0.1, signal.SIGTERM), (0.5, signal.SIGINT), (1.1, signal.SIGTERM)],
-  'dec': [(0.5, signal.SIGTERM)],
-  'kmeans': [(0.5, signal.SIGINT)],
+  'autoencoder': (60, signal.SIGTERM),  # the moment is within a later save
+  'dec': (60, signal.SIGINT),
+  'gmm-0': (1, signal.SIGTERM),
 }
 
 
 @pytest.mark.slow
 def test_a_signal_in_any_phase_saves_and_ends(whole, run_child, tmp_path):
-  path, left = tmp_path / 'run', whole.num_events
-  for share, number in SIGNALS[whole.name]:
-    stopped = run_child(whole.name, path, int(share * left), number)
+  path, told = tmp_path / 'run', []
+
+  def stop(place, moment, number):
+    stopped = run_child(path, moment, number, place)
     print(stopped.stdout)
+    told.extend(re.findall(r'^(?:autoencoder|dec) \d', stopped.stdout, re.M))
     assert stopped.returncode == 128 + number, stopped.stderr
-    left -= events_of(stopped)
     assert stopped.stderr == f'error: stopped by {number.name}\n'
     assert f'--workdir={os.path.relpath(path, ROOT)}' in stopped.stdout
-  assert run_child(whole.name, path).returncode == 0
+
+  for phase, (moment, number) in SIGNALS.items():
+    stop(f'checkpoints/{phase}', moment, number)
+    step, last = (restore(p, phase)[1] for p in (path, whole.path))
+    assert step < last
+  stop('figures', 1, signal.SIGINT)
+  assert not (path / 'summary.json').exists()
+  assert run_child(path).returncode == 0
   assert_same(path, whole.path)
+  assert len(set(told)) == len(told) > 2  # no epoch was made twice
 
 
-FLAGS_OF_GMM = ('--config.gmm.num_components=3', '--config.gmm.tol=1e-9')
-STOPPED = {
-  # Places where a process dies, right after a checkpoint; an epoch is 4 steps.
-  'gmm': [('autoencoder', 14), ('gmm-0', 4), ('gmm-0', 8)],
-  'dec': [('autoencoder', 6), ('dec', 2), ('dec', 6)],
-}
+def test_a_stopped_clustering_goes_on_where_it_was(tmp_path, monkeypatch):
+  """As mixtures above, so k-means."""
+  x = jnp.asarray(np.random.default_rng(0).random((60, 5), np.float32))
+  options = defaults.kmeans(num_clusters=4, num_restarts=3, tol=0.0).to_dict()
+  save, saved = checkpoints.save, []
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', STOPPED)
-def test_a_stopped_run_goes_on_where_it_was(name, tmp_path, monkeypatch):
-  flags = [draw_npz(tmp_path / 'mine.npz'), *SMALL[name]]
-  flags += ['--config.training.batch_size=16']
-  flags += ['--config.training.num_epochs=5']
-  flags += FLAGS_OF_GMM if name == 'gmm' else ()
-  assert run(name, tmp_path / 'whole', *flags) == 0
-  monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
-  monkeypatch.setattr(phases, '_MOST_STEPS', 4)
-  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 3e5)  # two steps of training
-  for phase, step in STOPPED[name]:
-    with monkeypatch.context() as patch:
-      patch.setattr(checkpoints, 'save', dying(checkpoints.save, phase, step))
-      with pytest.raises(KeyboardInterrupt):
-        run(name, tmp_path / 'stopped', *flags)
-  assert run(name, tmp_path / 'stopped', *flags) == 0
-  whole, stopped = (read(tmp_path / d) for d in ('whole', 'stopped'))
-  for summary in (whole, stopped):
-    del summary['seconds']
-  assert whole == stopped
-  for stage, epochs in (('autoencoder', [1, 2, 3, 4, 5]), ('dec', [1, 2])):
-    records = workdir.read_log(tmp_path / 'stopped', phase=stage)
-    assert [r['epoch'] for r in records] in (epochs, [])
-  if name == 'gmm':
-    records = workdir.read_log(tmp_path / 'stopped', phase='gmm')
-    steps = [r['step'] for r in records]
-    assert steps[:2] == [4, 8]
-    assert len(set(steps)) == len(steps)
-  with (
-    np.load(tmp_path / 'whole' / 'assignments.npz') as a,
-    np.load(tmp_path / 'stopped' / 'assignments.npz') as b,
-  ):
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key])
-
-
-def dying(save, phase, step):
-  def save_and_die(path, saved_phase, saved_step, state):
-    save(path, saved_phase, saved_step, state)
-    if saved_phase == phase and saved_step >= step:
+  def save_and_die(path, phase, step, state):
+    save(path, phase, step, state)
+    saved.append(step)
+    if saved in ([1, 2], [1, 2, 3, 4]):
       raise KeyboardInterrupt
 
-  return save_and_die
+  def cluster(name):
+    (tmp_path / name).mkdir(exist_ok=True)
+    return phases.cluster(tmp_path / name, 'kmeans', 0, x, options)
+
+  monkeypatch.setattr(phases, '_SECONDS_BETWEEN_CHECKPOINTS', 0)
+  monkeypatch.setattr(phases, '_MOST_STEPS', 1)
+  whole = cluster('whole')
+  monkeypatch.setattr(checkpoints, 'save', save_and_die)
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      cluster('stopped')
+  chex.assert_trees_all_equal(cluster('stopped'), whole)
+  logs = [
+    workdir.read_log(tmp_path / name, phase='kmeans')
+    for name in ('whole', 'stopped')
+  ]
+  assert logs[0] == logs[1]
+  assert saved == [record['step'] for record in logs[0]]
+  assert len(saved) > 4
