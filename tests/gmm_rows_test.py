@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mixtures import FAMILIES, KEY, clusters, params_of
 from point_sets import sharded, two_devices
 
@@ -24,16 +24,23 @@ X = clusters()[0]
 
 @pytest.mark.parametrize('covariance', FAMILIES)
 def test_a_pass_in_blocks_is_a_pass_over_the_whole(covariance):
-  params = params_of(covariance, num_features=3)
-  mixture = em.Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
-  frame = Frame(jnp.ones(3), jnp.float32(2))
-  weight = jnp.linspace(0, 1, len(X))
-  rows = Rows(jnp.asarray(X), weight, frame)
-  blocks, whole = (
-    solver.sum_stats(EM, mixture, dataclasses.replace(rows, block_size=size))
-    for size in (7, len(X))
-  )
+  frame = Frame(np.ones(3, np.float32), np.float32(2))
+  rows = Rows(X, np.linspace(0, 1, len(X), dtype=np.float32), frame)
+
+  @jax.jit
+  def sums(params, rows):
+    mixture = em.Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
+    return [
+      solver.sum_stats(EM, mixture, dataclasses.replace(rows, block_size=size))
+      for size in (7, len(X))
+    ]
+
+  blocks, whole = sums(params_of(covariance, num_features=3), rows)
   chex.assert_trees_all_close(blocks, whole, rtol=1e-4, atol=1e-3)
+
+
+def test_densities_in_blocks_are_those_of_the_whole():
+  params = params_of('full', num_features=3)
   np.testing.assert_allclose(
     gmm.log_prob(params, X), gmm.log_prob(params, X, block_size=9), rtol=1e-5
   )
@@ -52,13 +59,16 @@ def test_padding_does_not_change_the_fit(init, padding):
 
 
 def what_a_mixture_says(params, x, weight):
-  return {
+  """Of the families, only densities know."""
+  said = {
     'log_prob': gmm.log_prob(params, x),
-    'responsibilities': gmm.responsibilities(params, x),
-    'labels': gmm.predict(params, x),
     'bic': gmm.bic(params, x, weight),
     'aic': gmm.aic(params, x),
   }
+  if em.family_of(params) == 'full':
+    said['responsibilities'] = gmm.responsibilities(params, x)
+    said['labels'] = gmm.predict(params, x)
+  return said
 
 
 @pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
@@ -82,12 +92,19 @@ def test_two_devices_are_one(covariance, axis_type):
   expected = what_a_mixture_says(one.params, X, weight)
   for params in (one.params, two.params):
     found = what_a_mixture_says(params, x, weight)
-    assert found['labels'].sharding.is_equivalent_to(x.sharding, 1)
+    for name in {'log_prob', 'labels'} & set(found):
+      assert found[name].sharding.is_equivalent_to(x.sharding, 1)
     chex.assert_trees_all_close(
       jax.device_get(found), jax.device_get(expected), rtol=1e-3, atol=1e-3
     )
-  drawn = [gmm.sample(KEY, r.params, 50) for r in (one, two)]
-  np.testing.assert_allclose(*map(np.asarray, drawn), atol=1e-2)
+
+
+@pytest.mark.parametrize('covariance', ['full', 'diag'])
+def test_a_mixture_on_two_devices_is_sampled_as_on_one(covariance):
+  params = params_of(covariance, num_features=3)
+  whole = NamedSharding(two_devices(AxisType.Explicit), PartitionSpec())
+  drawn = gmm.sample(KEY, jax.device_put(params, whole), 50)
+  np.testing.assert_allclose(drawn, gmm.sample(KEY, params, 50), atol=1e-5)
 
 
 @pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
@@ -109,8 +126,9 @@ def test_a_stream_is_an_array_on_the_device(covariance, tmp_path, monkeypatch):
   monkeypatch.setattr(inputs, '_MAPPED_BYTES', 0)
   x = np.memmap(tmp_path / 'x', np.float32, 'w+', shape=X.shape)
   x[:] = X
+  init = X[:3] if covariance == 'full' else params_of(covariance, 3, 3)
   fit = functools.partial(
-    gmm.fit, KEY, num_components=3, covariance=covariance, init=X[:3]
+    gmm.fit, KEY, num_components=3, covariance=covariance, init=init
   )
   streamed, whole = fit(x, block_size=150), fit(X)
   chex.assert_trees_all_close(streamed, whole, rtol=1e-3, atol=1e-3)
@@ -136,7 +154,7 @@ def test_other_sizes_and_options_compile_nothing(init, caplog):
   """Other N and K of the same buckets, other restarts, tolerance and ridge."""
 
   def compiled(num_points, num_components, key=KEY, **options):
-    x, _ = clusters(num_points, num_features=5)
+    x, _ = clusters(num_points)
     options = {'covariance': 'diag', 'init': init, **options}
     caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
