@@ -4,10 +4,14 @@ import contextlib
 import io
 import json
 import os
+import pathlib
+import time
 
 import jax
+import jax.export
 import numpy as np
 import pytest
+from image_sets import count_rows, read_idx
 from small_runs import (
   PIPELINES,
   ROOT,
@@ -16,6 +20,7 @@ from small_runs import (
   draw_npz,
   read,
   run,
+  table,
 )
 
 import jaxclust
@@ -30,8 +35,6 @@ STAGES = {
   'prototypes': ('prototypes',),
 }
 CLUSTERERS = {'kmeans': 'kmeans', 'ae_kmeans': 'kmeans', 'gmm': 'gmm'}
-# A short run of the flagship as it is.
-CONVOLUTIONS = ('--config.training.num_epochs=2', '--config.gmm.num_restarts=1')
 SLOW = [
   name if name == 'kmeans' else pytest.param(name, marks=pytest.mark.slow)
   for name in PIPELINES
@@ -128,6 +131,38 @@ def check_that_the_loaded_run_finds_the_same(path):
         )
 
 
+@pytest.mark.parametrize('name', SLOW)
+def test_a_finished_run_predicts(name, finished, tmp_path, capfd):
+  path = finished(name).path
+  flags = [f'--config.run={path}', *SMALL['predict']]
+  assert run('predict', tmp_path, *flags) == 0
+  assert 'ARI' in capfd.readouterr().out
+  old, new = read(path), read(tmp_path)
+  for split in ('train', 'test'):
+    assert new[split] == old[split]
+  assert new['run'] == str(path)
+  rows = table(tmp_path)
+  assert [row['file'] for row in rows[1347:1350]] == [
+    *('train/1347', 'test/0', 'test/1')
+  ]
+  found = [int(row['cluster']) for row in rows]
+  with np.load(path / 'assignments.npz') as arrays:
+    labels = [arrays['train_labels'], arrays['test_labels']]
+    np.testing.assert_array_equal(found, np.concatenate(labels))
+  assert all(0 <= float(row['confidence']) <= 1 for row in rows)
+  assert all(float(row['distance']) >= 0 for row in rows)
+  assert (tmp_path / 'figures' / 'gallery.png').stat().st_size > 5000
+  page = (tmp_path / 'report.html').read_text()
+  assert f'by the run {path}.' in page
+  assert 'typical members of cluster 9' in page
+  program = (tmp_path / 'model.jaxexport').read_bytes()
+  size = jaxclust.load(path).image_shape[:2]
+  images = data.load('digits', size=size).test_images[:9]
+  np.testing.assert_array_equal(
+    jax.export.deserialize(bytearray(program)).call(images), labels[1][:9]
+  )
+
+
 @pytest.fixture(scope='module')
 def unlabelled(tmp_path_factory):
   """A run of images without labels and without a test split."""
@@ -168,7 +203,7 @@ def test_configs_that_train_train_alike():
 
 @pytest.mark.slow
 def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
-  flags = [*CONVOLUTIONS, '--config.seed=5']
+  flags = [*SMALL['gmm'], '--config.seed=5']
   assert run('gmm', tmp_path / 'all', '--config.num_seeds=2', *flags) == 0
   out = capfd.readouterr().out
   assert 'autoencoder-gmm, 2 seeds' in out
@@ -200,9 +235,10 @@ def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
 @pytest.mark.slow
 def test_all_that_training_can_do_at_once(tmp_path):
   flags = [
-    *SMALL['gmm'],
+    *SMALL['ae_kmeans'],
     '--config.network.features=(64, 10)',
     '--config.training.num_epochs=20',
+    '--config.training.optimizer=adam',
     '--config.training.learning_rate=1e-2',
     '--config.training.schedule=cosine',
     '--config.training.warmup_epochs=1',
@@ -214,7 +250,7 @@ def test_all_that_training_can_do_at_once(tmp_path):
     '--config.training.dtype=bfloat16',
     '--config.training.placement=host',
   ]
-  assert run('gmm', tmp_path, *flags) == 0
+  assert run('ae_kmeans', tmp_path, *flags) == 0
   records = workdir.read_log(tmp_path, phase='autoencoder')
   losses = [record['val_loss'] for record in records]
   assert min(losses) < 0.7 * losses[0]
@@ -289,15 +325,10 @@ def test_own_data_name_the_directory_and_are_compared_with_no_other(
 
 
 @pytest.mark.slow
-def test_the_flagship_on_digits_reaches_its_mark(tmp_path):
-  assert run('gmm', tmp_path) == 0
-  assert read(tmp_path)['train']['ari'] >= 0.45
-
-
-@pytest.mark.slow
-def test_the_main_run_is_clean_under_debug_nans(tmp_path):
+def test_convolutions_on_digits_reach_their_mark_under_debug_nans(tmp_path):
   with jax.debug_nans(True):
-    assert run('gmm', tmp_path, *CONVOLUTIONS) == 0
+    assert run('gmm', tmp_path) == 0
+  assert read(tmp_path)['train']['ari'] >= 0.45
 
 
 @pytest.mark.slow
@@ -305,7 +336,9 @@ def test_the_main_run_is_clean_under_debug_nans(tmp_path):
   'JAXCLUST_RAW_DIR' not in os.environ,
   reason='$JAXCLUST_RAW_DIR does not name the files of Fashion-MNIST',
 )
-def test_all_of_fashion_mnist_is_clustered(tmp_path):
+def test_all_of_fashion_mnist_is_prepared_clustered_and_read_in_a_second(
+  tmp_path, monkeypatch
+):
   status = launch.main(
     [
       'launch.py',
@@ -321,3 +354,19 @@ def test_all_of_fashion_mnist_is_clustered(tmp_path):
   assert summary['dataset']['num_train'] == 60_000
   assert summary['train']['ari'] > 0.25
   assert summary['test']['ari'] > 0.25
+  originals = pathlib.Path(os.environ['JAXCLUST_RAW_DIR'])
+  monkeypatch.delenv('JAXCLUST_RAW_DIR')
+  start = time.monotonic()
+  dataset = data.load('fashion_mnist', dir=tmp_path / 'tfds')
+  assert time.monotonic() - start < 1
+  assert data.digest(dataset) == summary['dataset']['digest']
+  for prefix, images, labels, total in (
+    ('train', dataset.images, dataset.labels, 60000),
+    ('t10k', dataset.test_images, dataset.test_labels, 10000),
+  ):
+    assert images.shape == (total, 28, 28, 1)
+    np.testing.assert_array_equal(np.bincount(labels), total // 10)
+    assert count_rows(images, labels) == count_rows(
+      read_idx(originals / f'{prefix}-images-idx3-ubyte.gz', 3),
+      read_idx(originals / f'{prefix}-labels-idx1-ubyte.gz', 1),
+    )

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,6 @@ from PIL import Image
 from jaxclust import data
 from jaxclust.data import tfds
 from jaxclust.errors import InputError
-
-# Read before `isolate` hides it from the tests.
-RAW_DIR = os.environ.get('JAXCLUST_RAW_DIR')
 
 
 @pytest.fixture(autouse=True)
@@ -248,25 +244,3 @@ def test_without_a_network_the_ways_out_are_listed(tmp_path, name, host):
     assert way in message
   assert '\n' not in message
   assert not (tmp_path / 'tfds').exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not RAW_DIR, reason='JAXCLUST_RAW_DIR is not set')
-def test_fashion_mnist_is_prepared_from_its_files_and_read_in_a_second(
-  tmp_path,
-):
-  first = data.load('fashion_mnist', dir=tmp_path, raw_dir=RAW_DIR)
-  start = time.monotonic()
-  dataset = data.load('fashion_mnist', dir=tmp_path)
-  assert time.monotonic() - start < 1
-  assert data.digest(dataset) == data.digest(first)
-  for prefix, images, labels, total in (
-    ('train', dataset.images, dataset.labels, 60000),
-    ('t10k', dataset.test_images, dataset.test_labels, 10000),
-  ):
-    assert images.shape == (total, 28, 28, 1)
-    np.testing.assert_array_equal(np.bincount(labels), total // 10)
-    assert count_rows(images, labels) == count_rows(
-      read_idx(Path(RAW_DIR) / f'{prefix}-images-idx3-ubyte.gz', 3),
-      read_idx(Path(RAW_DIR) / f'{prefix}-labels-idx1-ubyte.gz', 1),
-    )

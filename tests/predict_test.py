@@ -4,13 +4,9 @@ import csv
 import re
 import shutil
 
-import jax
-import jax.export
 import numpy as np
-import pytest
 from PIL import Image
 from small_runs import (
-  PIPELINES,
   SMALL,
   draw_folder,
   draw_npz,
@@ -20,45 +16,8 @@ from small_runs import (
 )
 
 import jaxclust
-from jaxclust import data, experiments
+from jaxclust import experiments
 from jaxclust.algorithms.assignment import Assignment
-
-SLOW = [
-  name if name == 'kmeans' else pytest.param(name, marks=pytest.mark.slow)
-  for name in PIPELINES
-]
-
-
-@pytest.mark.parametrize('name', SLOW)
-def test_a_finished_run_predicts(name, finished, tmp_path, capfd):
-  path = finished(name).path
-  flags = [f'--config.run={path}', *SMALL['predict']]
-  assert run('predict', tmp_path, *flags) == 0
-  assert 'ARI' in capfd.readouterr().out
-  old, new = read(path), read(tmp_path)
-  for split in ('train', 'test'):
-    assert new[split] == old[split]
-  assert new['run'] == str(path)
-  rows = table(tmp_path)
-  assert [row['file'] for row in rows[1347:1350]] == [
-    *('train/1347', 'test/0', 'test/1')
-  ]
-  found = [int(row['cluster']) for row in rows]
-  with np.load(path / 'assignments.npz') as arrays:
-    labels = [arrays['train_labels'], arrays['test_labels']]
-    np.testing.assert_array_equal(found, np.concatenate(labels))
-  assert all(0 <= float(row['confidence']) <= 1 for row in rows)
-  assert all(float(row['distance']) >= 0 for row in rows)
-  assert (tmp_path / 'figures' / 'gallery.png').stat().st_size > 5000
-  page = (tmp_path / 'report.html').read_text()
-  assert f'by the run {path}.' in page
-  assert 'typical members of cluster 9' in page
-  program = (tmp_path / 'model.jaxexport').read_bytes()
-  size = jaxclust.load(path).image_shape[:2]
-  images = data.load('digits', size=size).test_images[:9]
-  np.testing.assert_array_equal(
-    jax.export.deserialize(bytearray(program)).call(images), labels[1][:9]
-  )
 
 
 def test_cosine_k_means_predicts_by_the_cosine(tmp_path):

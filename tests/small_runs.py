@@ -33,7 +33,8 @@ SMALL = {
   'prototypes': [
     _EPOCHS,
     '--config.training.warmup_epochs=0.5',
-    '--config.network.features=(8, 16)',
+    '--config.network.features=(4, 6)',
+    '--config.prototypes.num_heads=2',
     '--config.prototypes.num_prototypes=20',
   ],
   'predict': ['--config.export=True'],
