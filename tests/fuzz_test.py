@@ -262,13 +262,13 @@ atheris.Fuzz()
     ),
   ],
 )
-def test_parsers_stand_ten_seconds_of_atheris(target, seed, tmp_path):
+def test_parsers_stand_some_seconds_of_atheris(target, seed, tmp_path):
   pytest.importorskip('atheris', reason='atheris has no build for this system')
   (tmp_path / 'seed').write_bytes(seed)
   done = subprocess.run(
     [
       *(sys.executable, '-c', FUZZ.format(target=target)),
-      *('-max_total_time=10', '-rss_limit_mb=8192', '-verbosity=0'),
+      *('-max_total_time=5', '-rss_limit_mb=8192', '-verbosity=0'),
       *(f'-artifact_prefix={tmp_path}/', str(tmp_path)),
     ],
     capture_output=True,

@@ -219,8 +219,7 @@ def test_an_empty_cluster_has_a_center_and_no_members(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium')
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('width', [400, 1400])
+@pytest.mark.parametrize(('width', 'channels'), [(400, 1), (1400, 3)])
 def test_a_browser_shows_the_page_and_asks_for_nothing(
   width, channels, tmp_path
 ):
