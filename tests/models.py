@@ -39,34 +39,38 @@ def recipe_of(kind, image_shape=SHAPE):
 @functools.cache
 def model_of(kind):
   """A model of a kind, its clusters about three of the images."""
-  recipe, params, one = recipe_of(kind), None, jnp.ones((1, 1))
+  recipe, params = recipe_of(kind), None
+  one = jnp.asarray(np.ones((1, 1), np.float32))
   if recipe['method']:
     params = _draw_params(model.method_of(recipe))
   own = model.assemble(recipe, params, one)
+  points = np.asarray(own.points(IMAGES))
   if kind == 'dec':
-    params |= {'centers': own.points(IMAGES[:3])}
+    params |= {'centers': jnp.asarray(points[:3])}
     return model.assemble(recipe, params, one)
+  scale = np.ones((1, 1), np.float32)
   if recipe['method']:
-    deviation = own.points(IMAGES).std(axis=0, keepdims=True)
-    own = own._replace(scale=jnp.maximum(deviation, 0.1))
-  return own._replace(clusters=_clusters(kind, own.points(IMAGES[:3])))
+    scale = np.maximum(points.std(axis=0, keepdims=True), np.float32(0.1))
+    own = own._replace(scale=jnp.asarray(scale))
+  return own._replace(clusters=_clusters(kind, points[:3] / scale))
 
 
 def _draw_params(method):
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), None))
   return jax.tree.map(
-    lambda a: jnp.asarray(rng.normal(0.1, 0.3, a.shape), jnp.float32), shapes
+    lambda a: jnp.asarray(np.float32(rng.normal(0.1, 0.3, a.shape))), shapes
   )
 
 
 def _clusters(kind, means):
   if kind not in gmm.FAMILIES:
-    return means
+    return jnp.asarray(means)
   shape = gmm.FAMILIES[kind].shape(*means.shape)
-  scales = jnp.ones(shape) if len(shape) == 2 else jnp.eye(shape[1])[None]
-  weights = jnp.log(jnp.array([0.2, 0.3, 0.5]))
-  return gmm.GMMParams(weights, means, 0.5 * jnp.broadcast_to(scales, shape))
+  scales = np.ones(shape) if len(shape) == 2 else np.eye(shape[1])[None]
+  scales = 0.5 * np.broadcast_to(scales, shape)
+  arrays = gmm.GMMParams(np.log([0.2, 0.3, 0.5]), means, scales)
+  return jax.tree.map(lambda a: jnp.asarray(np.float32(a)), arrays)
 
 
 def of_pixels(image_shape, centers, metric='euclidean'):

@@ -13,10 +13,11 @@ README = (ROOT / 'README.md').read_text()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 def test_the_python_examples_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (command,) = re.findall(r'launch.py (.*--workdir=runs/digits)', README)
-  short = '--config.training.num_epochs=3'
+  short = '--config.training.num_epochs=1'
   assert launch.main(['launch.py', *command.split(), short]) == 0
   examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
   assert examples
