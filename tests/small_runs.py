@@ -45,9 +45,13 @@ SMALL = {
     '--config.sweep.num_restarts=2',
   ],
   'benchmark': [
+    '--config.benchmark.autoencoder.features=(4, 2)',
+    '--config.benchmark.kmeans.many_clusters=12',
+    '--config.benchmark.kmeans.many_steps=5',
     '--config.benchmark.kmeans.num_restarts=2',
     "--config.benchmark.mixtures.covariances=('tied',)",
     '--config.benchmark.mixtures.dims=(8,)',
+    '--config.benchmark.mixtures.em_steps=5',
     '--config.benchmark.rounds=2',
     '--config.benchmark.limit_size=64',
   ],

@@ -5,6 +5,8 @@ from small_runs import SMALL, read, run
 
 from jaxclust import benchmark, workdir
 
+pytestmark = pytest.mark.usefixtures('light_compiler')
+
 
 @pytest.mark.slow
 def test_a_sweep_tells_what_each_criterion_chooses(finished):
