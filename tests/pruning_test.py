@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 # Points, clusters and rows of a block that all tests share, so that they share
 # programs; the last block falls short.
-X = np.asarray(jax.random.uniform(KEY, (500, 3))) - 0.3
+X = np.random.default_rng(1).uniform(-0.3, 0.7, (500, 3)).astype(np.float32)
 NUM_CLUSTERS, BLOCK_SIZE = 12, 70
 
 
@@ -55,9 +55,14 @@ def go_on(algorithm, state, rows, **options):
 
 def assert_same(centers, rows, **options):
   """The pruned and the plain algorithm make the same steps."""
-  (plain, steps), (pruned, pruned_steps) = (
+  plain, pruned = (
     solve(algorithm, centers, rows, **options) for algorithm in (LLOYD, PRUNED)
   )
+  return assert_same_steps(pruned, plain)
+
+
+def assert_same_steps(pruned, plain):
+  (pruned, pruned_steps), (plain, steps) = pruned, plain
   np.testing.assert_allclose(pruned_steps, steps, rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(pruned.stop_reason, plain.stop_reason)
   np.testing.assert_array_equal(pruned.num_steps, plain.num_steps)
@@ -157,8 +162,11 @@ def test_runs_in_parts_are_a_whole_run():
 def test_sums_that_drift_are_made_anew(monkeypatch):
   """Here in each step, with blocks of which no other test has programs."""
   monkeypatch.setattr(pruning, '_DRIFT', -1.0)
-  rows = rows_of(X, block_size=71)
-  assert_same(starts(rows), rows)
+  rows = rows_of(X)
+  centers = starts(rows)
+  state = solver.begin(LLOYD, pad(centers, NUM_CLUSTERS, NUM_CLUSTERS), rows)
+  other = dataclasses.replace(rows, block_size=71)
+  assert_same_steps(go_on(PRUNED, state, other), solve(LLOYD, centers, rows))
 
 
 @pytest.mark.slow
