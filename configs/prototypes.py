@@ -16,7 +16,7 @@ from jaxclust import defaults
 
 def get_config(variant: str = 'fashion_mnist'):
   config = defaults.pipeline(variant, ('prototypes',), clusterer='')
-  config.network = {'name': 'strided', 'features': ()}  # (): its own
+  config.network = {'name': 'edges', 'features': ()}  # (): its own
   config.training.update(
     {
       'num_epochs': 10,
@@ -41,6 +41,16 @@ def get_config(variant: str = 'fashion_mnist'):
     'temperature': 0.1,
     'sharpness': 0.05,
     'frozen_steps': 300,
+  }
+  config.neighbors = {
+    'num_clusters': 10,
+    'num_heads': 4,
+    'num_neighbors': 10,
+    'balance': 5.0,
+    # In place of the options of config.training:
+    'num_epochs': 5,
+    'learning_rate': 3e-4,
+    'warmup_epochs': 0.0,
   }
   if variant == 'digits':
     config.data.size = (16, 16)

@@ -34,13 +34,16 @@ def warn(message: str) -> None:
   warnings.warn(message, stacklevel=level)
 
 
-def check_count(name: str, value: Any, low: int = 1) -> int:
-  """Returns a whole number of at least `low`."""
+def check_count(
+  name: str, value: Any, low: int = 1, high: float = np.inf
+) -> int:
+  """Returns a whole number within its bounds."""
   whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if not whole or value < low:
-    raise InputError(
-      f'{name} is {value!r}: it must be a whole number of at least {low}'
-    )
+  if not whole or not low <= value <= high:
+    bounds = f'of at least {low}'
+    if high < np.inf:
+      bounds = f'from {low} to {high}'
+    raise InputError(f'{name} is {value!r}: it must be a whole number {bounds}')
   return int(value)
 
 

@@ -9,6 +9,7 @@ moments that `encode` kept when the collection 'moments' was mutable.
 Axes: B batch, H height, W width, C channels, D numbers of the code.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -234,15 +235,19 @@ class StridedEncoder(nn.Module):
     image_shape: (H, W, C).
     features: channels of the convolutions, then the width of the code.
     dtype: of the activations.
+    sees_edges: whether `layers.edges` are given to it beside the image.
   """
 
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (32, 64, 128, 256)
   dtype: Any = jnp.float32
+  sees_edges: bool = False
 
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
+    if self.sees_edges:
+      images = jnp.concatenate([images, layers.edges(images)], axis=3)
     x = images.astype(self.dtype)
     *channels, width = self.features
     for number, count in enumerate(channels):
@@ -271,6 +276,7 @@ class StridedEncoder(nn.Module):
   def count_operations(self) -> int:
     """Additions and multiplications for the code of one image."""
     height, width, channels = self.image_shape
+    channels *= 3 if self.sees_edges else 1
     total = 0
     for number, count in enumerate(self.features[:-1]):
       height, width = -(-height // 2), -(-width // 2)
@@ -287,6 +293,7 @@ NETWORKS = {
   'conv': ConvAutoencoder,
   'mlp': DenseAutoencoder,
   'strided': StridedEncoder,
+  'edges': functools.partial(StridedEncoder, sees_edges=True),
 }
 
 

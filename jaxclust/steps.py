@@ -30,6 +30,9 @@ from jaxclust.methods.method import PART
 # Operations of a step that are worth a device of their own.
 _CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
 
+# Number that the keys of an image's views are folded with for its loss.
+_LOSS = 2**31 - 1
+
 # The axis of a mesh whose devices share a batch.
 _BATCH = 'batch'
 
@@ -200,7 +203,8 @@ def _train_step(
   views, wanted = augment.augment(keys, pixels, augmentation, method.num_views)
   weight = (rows >= 0).astype(jnp.float32)
   own = jax.tree.map(lambda a: a[jnp.maximum(numbers, 0)], targets)
-  batch = Batch(views, wanted, weight, own)
+  drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, _LOSS)
+  batch = Batch(views, wanted, weight, own, drawn)
 
   def pool(sums):
     return sums if axis is None else lax.psum(sums, axis)

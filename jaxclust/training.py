@@ -142,7 +142,12 @@ def final_params(plan: Plan, course: Course) -> Any:
   """The parameters `[R, ...]` of a finished course: the last, or the best ones
   if there is patience. A method that finishes them sees some of the images."""
   best = course.best if plan.options['patience'] else course.state
-  params = jax.device_put(best.params, plan.mesh.devices[0])
+  return _finish(plan, best.params)
+
+
+def _finish(plan, params):
+  """Parameters `[R, ...]` on one device, finished."""
+  params = jax.device_put(params, plan.mesh.devices[0])
   if plan.method.finish is None:
     return params
   key = jax.random.fold_in(plan.keys[0], FINISH)
@@ -215,7 +220,7 @@ def _start_epoch(course, plan):
   course = course._replace(state=course.state._replace(loss_sum=zeros))
   if plan.method.targets is None:
     return course
-  params = jax.device_put(course.state.params, plan.mesh.devices[0])
+  params = _finish(plan, course.state.params)
   targets = [
     jax.jit(plan.method.targets)(
       own,

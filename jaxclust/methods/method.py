@@ -27,6 +27,7 @@ class Batch(NamedTuple):
   wanted: jax.Array  # [B, H, W, C] the first view without noise
   weight: jax.Array  # [B] 1, or 0 for padding
   targets: Any  # pytree of [B, ...], from `Method.targets`
+  keys: jax.Array | None = None  # [B] of what a loss draws
 
 
 class Method(NamedTuple):
@@ -78,8 +79,8 @@ def _in_parts(fn, batch):
   size = -(-num_rows // num_parts)
 
   def split(array):
-    missing = (num_parts * size - num_rows, *array.shape[1:])
-    array = jnp.concatenate([array, jnp.zeros(missing, array.dtype)])
+    missing = num_parts * size - num_rows  # fewer than there are
+    array = jnp.concatenate([array, array[:missing]])
     return array.reshape(num_parts, size, *array.shape[1:])
 
   return lax.map(fn, jax.tree.map(split, batch)).reshape(-1)[:num_rows]

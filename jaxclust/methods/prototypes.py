@@ -30,14 +30,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms.assignment import Assigner, assign_by_shares
-from jaxclust.algorithms.consensus import agreement, entropy
+from jaxclust.algorithms.consensus import entropy
 from jaxclust.frames import dot, unit_rows
+from jaxclust.methods import heads
 from jaxclust.methods.method import Method
-from jaxclust.networks import BatchNorm
 
-# Widths of the hidden layers, and of the space of the prototypes.
-_HIDDEN, _SPACE = 256, 128
+# Numbers of the space of the prototypes.
+_SPACE = 128
 
 # Rounds in which assignments are balanced.
 _ROUNDS = 3
@@ -45,19 +44,7 @@ _ROUNDS = 3
 # Size of a logit that costs nothing, and what one more costs.
 _FREE_LOGIT, _LOGIT_COST = 5.0, 0.01
 
-_dense = functools.partial(nn.Dense, precision=lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-
-
-class TwoLayers(nn.Module):
-  """A hidden layer, normalised by the batch, and a linear one."""
-
-  width: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array, mean_of: Any = None) -> jax.Array:
-    x = nn.relu(BatchNorm()(_dense(_HIDDEN, use_bias=False)(x), mean_of))
-    return _dense(self.width)(x)
 
 
 class _Parts(NamedTuple):
@@ -113,10 +100,18 @@ def prototypes(
     checks.check_number('temperature', temperature, 0.01, 10)
     checks.check_number('sharpness', sharpness, 0.02, 10)
 
-  head = TwoLayers(num_clusters)
+  head = heads.TwoLayers(num_clusters)
   parts = _Parts(
-    *(network, TwoLayers(_SPACE), head, num_heads, num_prototypes, num_views),
-    *(balance, temperature, sharpness, frozen_steps),
+    network=network,
+    projector=heads.TwoLayers(_SPACE),
+    head=head,
+    num_heads=num_heads,
+    num_prototypes=num_prototypes,
+    num_views=num_views,
+    balance=balance,
+    temperature=temperature,
+    sharpness=sharpness,
+    frozen_steps=frozen_steps,
   )
   return Method(
     init=functools.partial(_init, parts),
@@ -128,8 +123,8 @@ def prototypes(
     couples=True,
     finish=functools.partial(_finish, parts),
     complain=functools.partial(_complain, parts),
-    assigner=_assigner_of(head),
-    clusters=_clusters,
+    assigner=heads.assigner_of(head),
+    clusters=heads.clusters,
     check=check,
   )
 
@@ -143,18 +138,12 @@ def _init(parts, key, previous):
   if previous is None:
     blank = jnp.zeros((1, *network.image_shape))
     previous = network.init(keys[0], blank, method='encode')
-  code = jnp.zeros((1, network.code_size()))
+  size = network.code_size()
   points = jax.random.normal(keys[2], (parts.num_prototypes, _SPACE))
-  init_heads = jax.vmap(parts.head.init, (0, None))
-  num_clusters = parts.head.width
-  return {
+  return heads.init(parts.head, keys[3], parts.num_heads, size) | {
     'network': previous,
-    'projector': parts.projector.init(keys[1], code),
+    'projector': parts.projector.init(keys[1], jnp.zeros((1, size))),
     'prototypes': unit_rows(points),
-    'heads': init_heads(jax.random.split(keys[3], parts.num_heads), code),
-    'choice': jnp.zeros(()),  # the number of the head that answers
-    'centers': jnp.zeros((num_clusters, network.code_size())),
-    'shares': jnp.zeros(num_clusters),  # of the clusters, in some images
     'used': jnp.zeros(()),  # share of prototypes that are nearest to one
   }
 
@@ -184,29 +173,24 @@ def _loss(parts, params, batch, step, pool):
   )
   excess = nn.relu(jnp.abs(logits) - _FREE_LOGIT).sum(axis=(0, 1, 3))
   excess = pool(dot(batch.weight, excess)) / (parts.num_views * count)
-  heads = information_loss(joint, parts.balance).sum() + _LOGIT_COST * excess
-  return (swapped + heads) * batch.weight.sum()
+  informed = information_loss(joint, parts.balance).sum()
+  total = swapped + informed + _LOGIT_COST * excess
+  return total * batch.weight.sum()
 
 
 def _forward(parts, params, batch, step, pool, count):
   """Cosines `[V, B, M]` with the prototypes, and logits `[G, V, B, K]`."""
-  views = batch.views.swapaxes(0, 1)  # [V, B, H, W, C]
-  num_views, num_images = views.shape[:2]
-  weight = jnp.tile(batch.weight, num_views)
-
-  def mean_of(x):
-    means = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
-    return pool(dot(weight, means)) / (num_views * count)
-
-  flat = views.reshape(-1, *views.shape[2:])
-  code = parts.network.apply(params['network'], flat, mean_of, method='encode')
+  num_images, num_views = batch.views.shape[:2]
+  views, mean_of = heads.views_of(batch, pool, count)
+  code = parts.network.apply(params['network'], views, mean_of, method='encode')
   place = unit_rows(parts.projector.apply(params['projector'], code, mean_of))
   points = params['prototypes']
   is_frozen = step < parts.frozen_steps
   points = jnp.where(is_frozen, lax.stop_gradient(points), points)
   cosines = dot(place, unit_rows(points).T)
-  apply_heads = jax.vmap(parts.head.apply, (0, None, None))
-  logits = apply_heads(params['heads'], lax.stop_gradient(code), mean_of)
+  logits = heads.logits(
+    parts.head, params['heads'], lax.stop_gradient(code), mean_of
+  )
   return (
     cosines.reshape(num_views, num_images, -1),
     logits.reshape(-1, num_views, num_images, parts.head.width),
@@ -215,57 +199,31 @@ def _forward(parts, params, batch, step, pool, count):
 
 def _finish(parts, params, pixels):
   """Keeps the moments of clean images, and the head that agrees most."""
-
-  def mean_of(x):
-    return x.reshape(-1, x.shape[-1]).mean(axis=0)
-
-  def keep(apply, variables, x, **options):
-    output, moments = apply(variables, x, mean_of, mutable='moments', **options)
-    return output, variables | moments
-
   network, projector, head = parts[:3]
-  code, encoder = keep(
+  code, encoder = heads.keep_moments(
     network.apply, params['network'], pixels, method='encode'
   )
-  place, project = keep(projector.apply, params['projector'], code)
+  place, project = heads.keep_moments(
+    projector.apply, params['projector'], code
+  )
   cosines = dot(unit_rows(place), unit_rows(params['prototypes']).T)
   used = jnp.zeros(cosines.shape[1]).at[cosines.argmax(axis=1)].set(1)
-  logits, heads = jax.vmap(lambda own: keep(head.apply, own, code))(
-    params['heads']
-  )
-  labels = logits.argmax(axis=2)
-  choice = agreement(labels, head.width).argmax()
-  inside = jax.nn.one_hot(labels[choice], head.width, axis=0)
-  sizes = jnp.maximum(inside.sum(axis=1), 1)
   return params | {
+    **heads.finish(head, params['heads'], code),
     'network': encoder,
     'projector': project,
-    'heads': heads,
-    'choice': choice.astype(jnp.float32),
-    'centers': dot(inside, code) / sizes[:, None],
-    'shares': inside.mean(axis=1),
     'used': used.mean(),
   }
 
 
 def _complain(parts, params):
-  largest, used = float(params['shares'].max()), float(params['used'])
-  if largest > max(0.9, 1.5 / parts.head.width):
-    yield (
-      f'one cluster has {largest:.0%} of the images: raise balance, which is '
-      f'{parts.balance:g}, or weaken the views'
-    )
+  yield from heads.complain(params, parts.balance)
+  used = float(params['used'])
   if used < 0.1:
     yield (
       f'only {used:.0%} of {parts.num_prototypes} prototypes are in use: lower '
       'sharpness or learning_rate, or ask for fewer num_prototypes'
     )
-
-
-def _clusters(params):
-  choice = params['choice'].astype(jnp.int32)
-  own = jax.tree.map(lambda a: a[choice], params['heads'])
-  return {'head': own, 'centers': params['centers']}
 
 
 def balanced(
@@ -293,25 +251,3 @@ def information_loss(joint: jax.Array, balance: float) -> jax.Array:
   """`H(Y | U) - balance H(Y)` of joint distributions `[..., K, M]` of Y, U."""
   given = entropy(joint, (-2, -1)) - entropy(joint.sum(axis=-2), -1)
   return given - balance * entropy(joint.sum(axis=-1), -1)
-
-
-def _assigner_of(head: nn.Module) -> Assigner:
-  """What a head says of embeddings."""
-
-  @jax.jit
-  def probabilities(clusters, x):
-    return jax.nn.softmax(head.apply(clusters['head'], x), axis=1)
-
-  def predict(clusters, x):
-    return probabilities(clusters, x).argmax(axis=1).astype(jnp.int32)
-
-  def assign(clusters, x):
-    shares = probabilities(clusters, x)
-    return assign_by_shares(shares, clusters['centers'], x)
-
-  return Assigner(
-    predict=predict,
-    assign=assign,
-    centers=lambda clusters: clusters['centers'],
-    probabilities=probabilities,
-  )
