@@ -52,11 +52,12 @@ def get_config(variant: str = 'fashion_mnist'):
     'learning_rate': 3e-4,
     'warmup_epochs': 0.0,
   }
+  if variant != 'fashion_mnist':  # left and right matter in digits
+    config.training.flip = 0.0
+    config.training.max_rotation = 15.0
   if variant == 'digits':
     config.data.size = (16, 16)
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0
     config.training.batch_size = 128
-    config.training.flip = 0.0
-    config.training.max_rotation = 15.0
   return config

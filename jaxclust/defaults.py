@@ -33,7 +33,7 @@ TRAINING = {
 }
 
 # Data sets that every config has a variant for.
-VARIANTS = ('fashion_mnist', 'digits')
+VARIANTS = ('fashion_mnist', 'mnist', 'digits')
 
 
 def base(experiment: str, variant: str) -> ConfigDict:
@@ -44,7 +44,7 @@ def base(experiment: str, variant: str) -> ConfigDict:
   """
   if variant not in VARIANTS:
     raise ValueError(
-      f'the variant is {variant!r}: it must be {" or ".join(VARIANTS)}'
+      f'the variant is {variant!r}: it must be one of {", ".join(VARIANTS)}'
     )
   config = ConfigDict()
   config.experiment = experiment

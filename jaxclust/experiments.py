@@ -3,20 +3,19 @@
 An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
-pipeline there are predictions, sweeps and benchmarks; these two begin again.
+pipeline there are predictions; sweeps and benchmarks, which begin again; and
+leaderboards, which make a run for each of several methods.
 
 Axes: N images, D features, K clusters.
 """
 
 import contextlib
-import csv
 import errno
 import functools
-import io
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +30,12 @@ from jaxclust import (
   model,
   phases,
   pipeline,
+  predictions,
   runtime,
   selection,
   signals,
   workdir,
 )
-from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
 from jaxclust.report import board, console, figures, page
@@ -50,9 +49,6 @@ _DISK_ERRORS = {
   errno.EROFS,
   errno.EIO,
 }
-
-# Images of each cluster in the gallery.
-_TYPICAL = 12
 
 
 def run(
@@ -97,20 +93,29 @@ def run(
         _explaining_how_to_resume(path),
         mirrored or contextlib.nullcontext(),
       ):
-        found, sections = find(path, seconds)
-        summary = _circumstances(title, config, dataset) | found
-        summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
-        summary['warnings'] = messages
-        published = config.get('reference', ConfigDict()).to_dict()
-        if published.get('dataset') != config.data.name:  # of other images
-          published = {}
-        html = page.render(
-          summary, config.to_dict(), published, sections, command
-        )
-        workdir.write(path, 'report.html', html.encode())
-        workdir.write_json(path, 'summary.json', summary)
-      console.results(summary, published)
+        summary = _fill(path, config, dataset, find, seconds, messages, command)
+      console.results(summary, _published(config))
   return path
+
+
+def _fill(path, config, dataset, find, seconds, messages, command=None):
+  """Writes all files of a run; returns its summary, which is the last."""
+  found, sections = find(path, seconds)
+  summary = _circumstances(config, dataset) | found
+  summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
+  summary['warnings'] = messages
+  html = page.render(
+    summary, config.to_dict(), _published(config), sections, command
+  )
+  workdir.write(path, 'report.html', html.encode())
+  workdir.write_json(path, 'summary.json', summary)
+  return summary
+
+
+def _published(config):
+  """Published scores of the config's images; {} if there are none."""
+  published = config.get('reference', ConfigDict()).to_dict()
+  return published if published.get('dataset') == config.data.name else {}
 
 
 def _check(config):
@@ -133,11 +138,11 @@ def _check(config):
     board.check()
 
 
-def _circumstances(title, config, dataset):
+def _circumstances(config, dataset):
   """What was run, on what and with what."""
   test = dataset.test_images
   return {
-    'experiment': title,
+    'experiment': EXPERIMENTS[config.experiment].title(config),
     'dataset': {
       'name': dataset.name,
       'num_train': len(dataset.images),
@@ -188,81 +193,6 @@ def _recorded_warnings() -> Iterator[list[str]]:
     warnings.simplefilter('always', UserWarning)
     warnings.showwarning = show
     yield messages
-
-
-def prepare_prediction(config: Any) -> tuple[Dataset, Callable]:
-  """Loads a model, and images, which are made like those of its run."""
-  own = model.load(config.run)
-  size = own.image_shape[:2]
-  if data.as_size(config.data.size) not in (None, size):
-    raise InputError(
-      f'config.data.size is {config.data.size}, but {config.run} takes images '
-      f'of {size}: leave it out'
-    )
-  dataset = data.load(**config.data.to_dict() | {'size': size})
-  dataset = data.with_channels(dataset, own.image_shape[2])
-  page.check_embedding(config.embedding)
-  for images in pipeline.splits_of(dataset).values():
-    model.check_images(images, own.method is not None)
-  return dataset, functools.partial(_predict, own, config, dataset)
-
-
-def _predict(own, config, dataset, path, seconds):
-  """Finds the clusters of all images; writes predictions.csv."""
-  splits = pipeline.splits_of(dataset)
-  if dataset.test_images is None:
-    splits = {'images': dataset.images}
-  first, num_clusters = next(iter(splits)), len(own.centers)
-  with timed(seconds, 'predict'):
-    points = {split: own.points(images) for split, images in splits.items()}
-    found = {split: own.judge(x) for split, x in points.items()}
-    write_predictions(path, found, dataset.files)
-  with timed(seconds, 'figures'):
-    labels = {split: assignment.labels for split, assignment in found.items()}
-    scores = pipeline.label_scores(dataset, labels, num_clusters)
-    findings = pipeline.find(dataset, own, points[first], found[first], scores)
-    sections = page.draw(findings, path / 'figures', config.embedding)
-    rows, titles = typical(found[first], num_clusters, _TYPICAL)
-    gallery = path / 'figures' / 'gallery.png'
-    figures.gallery(gallery, findings.images, rows, titles)
-  if config.export:
-    with timed(seconds, 'export'):
-      model.export(own, path / 'model.jaxexport')
-  console.say('predictions.csv has the cluster of each image')
-  return {'run': os.path.abspath(config.run), **scores}, sections
-
-
-def typical(
-  found: Assignment, num_clusters: int, count: int
-) -> tuple[list[np.ndarray], list[str]]:
-  """The images that fit each of K clusters best, the best first.
-
-  Returns:
-    Rows of at most `count` images of each cluster, and a title with its size.
-  """
-  labels = np.asarray(found.labels)
-  order = np.argsort(found.outlier_score, kind='stable')
-  rows = [order[labels[order] == k] for k in range(num_clusters)]
-  titles = [f'{k} ({len(own):,})' for k, own in enumerate(rows)]
-  return [own[:count] for own in rows], titles
-
-
-def write_predictions(
-  path: pathlib.Path, found: dict[str, Assignment], files: Sequence[str]
-) -> None:
-  """Writes `predictions.csv` into a run directory: a row for each image of all
-  splits. Without names of files, each is called `split/number`."""
-  names = files or [
-    f'{split}/{row}' for split, a in found.items() for row in range(len(a[0]))
-  ]
-  columns = map(np.concatenate, zip(*found.values(), strict=True))
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(('file', 'cluster', *Assignment._fields[1:]))
-  writer.writerows(zip(names, *columns, strict=True))
-  # Python decodes file names that are not UTF-8 to surrogates.
-  content = text.getvalue().encode(errors='surrogateescape')
-  workdir.write(path, 'predictions.csv', content)
 
 
 def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
@@ -343,6 +273,66 @@ def _benchmark(config, dataset, contests, path, seconds):
   return results, [section]
 
 
+def prepare_leaderboard(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks the options of all runs."""
+  dataset = data.load(**config.data)
+  if dataset.labels is None:
+    raise InputError(
+      f'{dataset.name} has no labels: a leaderboard compares clusters with them'
+    )
+  own = {'data': config.data, 'seed': config.seed}
+  own |= {'num_seeds': config.num_seeds}
+  runs = {}
+  for name, run_config in config.runs.items():
+    runs[name] = ConfigDict(run_config.to_dict() | own)
+    pipeline.prepare(runs[name])
+  return dataset, functools.partial(_leaderboard, runs)
+
+
+def _leaderboard(runs, path, seconds):
+  """Makes a run for each method, or reads it if it is finished."""
+  rows = []
+  for name, config in runs.items():
+    console.say(f'{name}: {pipeline.title(config)}')
+    with timed(seconds, name, quietly=True):
+      rows.append(_row(name, _run_within(config, path / name)))
+  chart = figures.leaderboard(path / 'figures' / 'leaderboard.png', rows)
+  section = page.Section(
+    'Methods',
+    'Mean and standard deviation over seeds. A folder of its name has the '
+    'files of each method.',
+    charts=[(chart, 'accuracy of the methods')],
+    table=console.leaderboard(rows),
+  )
+  return {'leaderboard': rows}, [section]
+
+
+def _run_within(config, path):
+  """The summary of a run of images to clusters, in a folder of another run."""
+  if not workdir.check(path, config.to_dict()):
+    with _recorded_warnings() as messages:
+      dataset, find = pipeline.prepare(config)
+      with workdir.claim(path, config.to_dict()):
+        _fill(path, config, dataset, find, {}, messages)
+  return workdir.parse_object((path / 'summary.json').read_bytes())
+
+
+def _row(name, summary):
+  """What a leaderboard tells of a run: scores by split, seconds of a seed."""
+  seeds = summary.get('seeds', [summary])
+  scores = {
+    split: {
+      score: [seed[split][score] for seed in seeds]
+      for score in ('acc', 'nmi', 'ari')
+    }
+    for split in ('train', 'test')
+    if split in summary
+  }
+  own = summary['experiment'].split('-')
+  seconds = sum(summary['seconds'].get(phase, 0.0) for phase in own)
+  return {'name': name, 'seconds': seconds / len(seeds), **scores}
+
+
 class Experiment(NamedTuple):
   """One way from a config to results."""
 
@@ -355,7 +345,8 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
   'cluster': Experiment('clusterer', pipeline.prepare, pipeline.title),
-  'predict': Experiment('run', prepare_prediction),
+  'predict': Experiment('run', predictions.prepare),
   'sweep': Experiment('sweep', prepare_sweep),
   'benchmark': Experiment('benchmark', prepare_benchmark),
+  'leaderboard': Experiment('runs', prepare_leaderboard),
 }

@@ -194,6 +194,9 @@ def results(summary: dict, reference: dict) -> None:
     sweep_table(summary['sweep'], summary['choices'])
   elif 'limits' in summary:
     benchmark_table(summary['rows'], summary['limits'])
+  elif 'leaderboard' in summary:
+    head, *rows = leaderboard(summary['leaderboard'])
+    _print_table(head, rows, width=128)
   else:
     closing_table(summary, reference)
 
@@ -236,6 +239,24 @@ def sweep_table(records: Sequence[dict], choices: dict) -> None:
       rows[-1].append(value + ('*' if count == choice else ' '))
   _print_table(['clusters', *choices], rows)
   say('* the choice of the criterion')
+
+
+def leaderboard(rows: Sequence[dict]) -> list[list[str]]:
+  """Returns the means and deviations of a leaderboard's scores as the rows of a
+  table, see `headline`.
+
+  Args:
+    rows: of each method its 'name', 'seconds', and for each split scores of the
+      seeds by name.
+  """
+  columns = [(s, n) for s in _SPLITS if s in rows[0] for n in rows[0][s]]
+  head = ['', *(f'{name.upper()}, {split}' for split, name in columns)]
+  lines = []
+  for row in rows:
+    scores = [row[split][name] for split, name in columns]
+    found = [f'{np.mean(own):.3f} ± {np.std(own):.3f}' for own in scores]
+    lines.append([row['name'], *found, f'{row["seconds"]:.3g}'])
+  return [[*head, 'seconds'], *lines]
 
 
 def benchmark_table(rows: Sequence[dict], limits: dict) -> None:

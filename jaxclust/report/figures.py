@@ -153,6 +153,21 @@ def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
   return _save(figure, path)
 
 
+def leaderboard(path: Path, rows: Sequence[dict]) -> Path:
+  """Draws the accuracy of each method on the first split: a point for a seed, a
+  bar for the mean."""
+  axes = _axes(7, 1 + 0.4 * len(rows), xlabel='ACC')
+  scores = [row['train']['acc'] for row in rows]
+  means = [np.mean(own) for own in scores]
+  bars = axes.barh([row['name'] for row in rows], means, color='0.8')
+  for place, own in enumerate(scores):
+    axes.plot(own, [place] * len(own), 'o', color=COLORS[0], markersize=4)
+  axes.bar_label(bars, [f'{mean:.3f}' for mean in means], padding=8)
+  axes.set_xlim(0, 1.08)
+  axes.invert_yaxis()
+  return _save(axes.figure, path)
+
+
 def benchmark(path: Path, rows: Sequence[dict]) -> Path:
   """Draws rows of `benchmark.measure`: the ratio of each peer's time to that of
   jaxclust, with its spread over rounds; the time of rows without a peer."""

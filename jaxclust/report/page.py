@@ -52,6 +52,7 @@ class Section(NamedTuple):
   strips: Sequence[tuple[pathlib.Path, str]] = ()
   clusters: Sequence[dict] = ()  # see `_cluster_card`
   map: dict | None = None  # see `_map`
+  table: Sequence[Sequence[str]] = ()  # its head, and rows
 
 
 class Embedding(NamedTuple):
