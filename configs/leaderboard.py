@@ -3,8 +3,9 @@ r"""All methods on the same images, several seeds of each.
   python launch.py --config=configs/leaderboard.py
   python launch.py --config=configs/leaderboard.py:digits
 
-Each method is its own config, in a folder of its name; `--config.runs.dec...`
-changes it. A leaderboard that was stopped goes on where it was.
+Each method is its own config, in a folder of its name; `config.methods` says
+which take part, and `--config.runs.dec...` changes one. A leaderboard that was
+stopped goes on where it was.
 """
 
 import pathlib
@@ -35,6 +36,7 @@ _SHARED = ('data', 'seed', 'num_seeds', 'tensorboard')
 def get_config(variant: str = 'fashion_mnist'):
   config = defaults.base('leaderboard', variant)
   config.num_seeds = 5
+  config.methods = tuple(_RUNS)
   config.runs = {}
   for name, (file, changes) in _RUNS.items():
     path = pathlib.Path(__file__).with_name(f'{file}.py')

@@ -283,8 +283,9 @@ def prepare_leaderboard(config: Any) -> tuple[Dataset, Callable]:
   own = {'data': config.data, 'seed': config.seed}
   own |= {'num_seeds': config.num_seeds}
   runs = {}
-  for name, run_config in config.runs.items():
-    runs[name] = ConfigDict(run_config.to_dict() | own)
+  for name in config.methods:
+    checks.check_choice('each of config.methods', name, config.runs)
+    runs[name] = ConfigDict(config.runs[name].to_dict() | own)
     pipeline.prepare(runs[name])
   return dataset, functools.partial(_leaderboard, runs)
 

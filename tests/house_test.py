@@ -28,7 +28,10 @@ ORDER = [
   ('algorithms', 'prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment'),
   ('data', 'originals images tfds sources augment batches'),
-  ('methods', 'method autoencoder dec prototypes'),
+  (
+    'methods',
+    'method heads autoencoder dec dcn vade prototypes neighbors',
+  ),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
@@ -36,7 +39,7 @@ ORDER = [
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
-  ('', 'experiments cli __main__'),
+  ('', 'predictions experiments cli __main__'),
 ]
 
 

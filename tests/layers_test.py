@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from scipy import ndimage
 
 from jaxclust import layers
 
@@ -184,3 +185,14 @@ def test_gradients_in_a_loop_are_those_outside():
     return looped, kernel
 
   chex.assert_trees_all_close(*descend(kernel), atol=1e-5)
+
+
+def test_edges_are_sobels_by_scipy():
+  x = draw((2, 7, 5, 3))
+  found = jax.jit(layers.edges)(x)
+  for axis, own in ((1, found[..., :3]), (2, found[..., 3:])):
+    slope = ndimage.correlate1d(
+      np.float64(x), [-1, 0, 1], axis=axis, mode='nearest'
+    )
+    plain = ndimage.correlate1d(slope, [1, 2, 1], axis=3 - axis, mode='nearest')
+    np.testing.assert_allclose(own, plain / 4, atol=1e-5)

@@ -16,7 +16,7 @@ from small_runs import (
 )
 
 import jaxclust
-from jaxclust import experiments
+from jaxclust import predictions
 from jaxclust.algorithms.assignment import Assignment
 
 
@@ -99,7 +99,7 @@ def test_the_table_keeps_any_name_of_a_file(tmp_path):
   files = ['a,b.png', 'say "x".png', 'two\nlines.png', 'caf\udce9.png']
   values = np.arange(4, dtype=np.float32) / 3
   found = Assignment(np.arange(4, dtype=np.int32), values, -values, 2 * values)
-  experiments.write_predictions(tmp_path, {'images': found}, files)
+  predictions.write_predictions(tmp_path, {'images': found}, files)
   text = (tmp_path / 'predictions.csv').read_bytes()
   lines = text.decode(errors='surrogateescape').splitlines(keepends=True)
   header, *rows = csv.reader(lines)
@@ -112,7 +112,7 @@ def test_the_table_keeps_any_name_of_a_file(tmp_path):
 
 def test_images_without_files_are_numbered_in_their_split(tmp_path):
   part = Assignment(*np.zeros((4, 2), np.float32))
-  experiments.write_predictions(tmp_path, {'train': part, 'test': part}, ())
+  predictions.write_predictions(tmp_path, {'train': part, 'test': part}, ())
   names = [row['file'] for row in table(tmp_path)]
   assert names == ['train/0', 'train/1', 'test/0', 'test/1']
 
@@ -121,6 +121,6 @@ def test_the_typical_members_of_a_cluster_are_its_least_strange():
   labels = np.array([1, 0, 1, 1, 0])
   scores = np.array([3.0, 1.0, -2.0, 3.0, 0.5])
   found = Assignment(labels, None, scores, None)
-  rows, titles = experiments.typical(found, 3, 2)
+  rows, titles = predictions.typical(found, 3, 2)
   assert [row.tolist() for row in rows] == [[4, 1], [2, 0], []]
   assert titles == ['0 (2)', '1 (3)', '2 (0)']

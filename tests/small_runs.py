@@ -37,7 +37,23 @@ SMALL = {
     '--config.prototypes.num_heads=2',
     '--config.prototypes.num_prototypes=20',
   ],
+  'dcn': [],  # both run in the leaderboard
+  'vade': [],
   'predict': ['--config.export=True'],
+  'leaderboard': [
+    '--config.num_seeds=2',
+    "--config.methods=('dcn', 'vade')",
+    *(
+      f'--config.runs.{name}.{option}'
+      for name in ('dcn', 'vade')
+      for option in (
+        'training.num_epochs=2',
+        f'{name}.num_epochs=2',
+        f'{name}.num_restarts=1',
+        'network.features=(16, 5)',
+      )
+    ),
+  ],
   'sweep': [
     _EPOCHS,
     *_NETWORK,

@@ -1,5 +1,6 @@
-"""Sweeps and benchmarks from end to end."""
+"""Sweeps, benchmarks and leaderboards from end to end."""
 
+import numpy as np
 import pytest
 from small_runs import SMALL, read, run
 
@@ -56,3 +57,40 @@ def test_a_benchmark_of_different_results_ends(tmp_path, capfd, monkeypatch):
   assert run('benchmark', tmp_path, *SMALL['benchmark']) == 3
   error = capfd.readouterr().err
   assert error == 'error: the row: the peer ended elsewhere\n'
+
+
+@pytest.mark.slow
+def test_a_leaderboard_has_a_run_for_each_method_and_goes_on(finished, capsys):
+  path, out = finished('leaderboard')
+  assert 'vade: autoencoder-vade' in out
+  rows = read(path)['leaderboard']
+  assert [row['name'] for row in rows] == ['dcn', 'vade']
+  for row in rows:
+    own = read(path / row['name'])
+    for split in ('train', 'test'):
+      for name, values in row[split].items():
+        assert len(values) == 2
+        mean = own['mean'][split][name]
+        np.testing.assert_allclose(np.mean(values), mean)
+    mean = f'{np.mean(row["train"]["acc"]):.3f}'
+    assert mean in out
+    assert mean in (path / 'report.html').read_text()
+    assert (path / row['name'] / 'report.html').exists()
+  assert (path / 'figures' / 'leaderboard.png').stat().st_size > 10_000
+  before = (path / 'dcn' / 'summary.json').stat().st_mtime_ns
+  (path / 'summary.json').rename(path / 'old.json')
+  assert run('leaderboard', path, *SMALL['leaderboard']) == 0
+  assert read(path)['leaderboard'] == rows
+  assert (path / 'dcn' / 'summary.json').stat().st_mtime_ns == before
+
+
+def test_a_leaderboard_without_labels_or_of_no_method_is_named(tmp_path, capfd):
+  path = tmp_path / 'images.npz'
+  np.savez(path, images=np.zeros((60, 8, 8), np.uint8))
+  for flags, message in (
+    ([f'--config.data.name={path}'], 'has no labels'),
+    (["--config.methods=('dex',)"], "each of config.methods is 'dex'"),
+  ):
+    assert run('leaderboard', tmp_path / 'run', *flags) == 2
+    assert message in capfd.readouterr().err
+  assert not (tmp_path / 'run').exists()
