@@ -24,14 +24,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = [
   ('', 'errors checks memory prefetch frames defaults layers rows inputs'),
   ('', 'networks'),
-  ('algorithms', 'consensus distances solver covariances lloyd em seeding'),
-  ('algorithms', 'prediction densities products pruning runs'),
+  ('algorithms', 'consensus neighbors distances solver covariances lloyd em'),
+  ('algorithms', 'seeding prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment'),
   ('data', 'originals images tfds sources augment batches'),
-  (
-    'methods',
-    'method heads autoencoder dec dcn vade prototypes neighbors',
-  ),
+  ('methods', 'method heads autoencoder dec dcn vade prototypes neighbors'),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
