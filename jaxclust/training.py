@@ -69,9 +69,11 @@ def blank(plan: Plan, previous: Any = None) -> Course:
     embeddings = jax.ShapeDtypeStruct(
       (len(plan.source), plan.method.code_size), jnp.float32
     )
-    like = jax.eval_shape(plan.method.targets, _runs(params)[0], embeddings)
-    shape = len(plan.keys), *like.shape
-    targets = jnp.zeros(shape, like.dtype)
+    own = _runs(params)[0]
+    like = jax.eval_shape(plan.method.targets, own, embeddings, None)
+    targets = jax.tree.map(
+      lambda a: jnp.zeros((len(plan.keys), *a.shape), a.dtype), like
+    )
   return Course(_first_state(plan, params), no_best(params), targets)
 
 
@@ -220,14 +222,15 @@ def _start_epoch(course, plan):
   course = course._replace(state=course.state._replace(loss_sum=zeros))
   if plan.method.targets is None:
     return course
-  params = _finish(plan, course.state.params)
-  targets = [
-    jax.jit(plan.method.targets)(
-      own,
-      encoding.embed(plan.method, own, plan.source, plan.options['batch_size']),
-    )
-    for own in _runs(params)
-  ]
+  runs = _runs(_finish(plan, course.state.params))
+  last = [None] * len(runs)
+  if _step(course.state):
+    last = _runs(jax.device_put(course.targets, plan.mesh.devices[0]))
+  find, targets = jax.jit(plan.method.targets), []
+  for own, before in zip(runs, last, strict=True):
+    size = plan.options['batch_size']
+    embeddings = encoding.embed(plan.method, own, plan.source, size)
+    targets.append(find(own, embeddings, before))
   targets = replicate(plan.mesh, _stack(targets))
   return course._replace(targets=targets)
 

@@ -71,10 +71,17 @@ def shares_of(params, x):
 def test_targets_are_what_heads_see_in_the_neighbours():
   method, params = params_of('neighbors')
   x = jnp.asarray(draw((40, NETWORK.code_size())))
-  found = np.asarray(method.targets(params, x))
+  kept, found = method.targets(params, x, None)
   unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
   numbers = np.asarray(neighbors.nearest(unit, 5)[0])
+  np.testing.assert_array_equal(kept, numbers)
   expected = shares_of(params, x)[:, numbers].mean(axis=2)
+  np.testing.assert_allclose(found, expected.swapaxes(0, 1), rtol=1e-5)
+  # Neighbours stay those of the first epoch.
+  others = jnp.roll(kept, 1, axis=0)
+  kept, found = method.targets(params, x, (others, found))
+  np.testing.assert_array_equal(kept, others)
+  expected = shares_of(params, x)[:, np.asarray(others)].mean(axis=2)
   np.testing.assert_allclose(found, expected.swapaxes(0, 1), rtol=1e-5)
 
 
@@ -82,7 +89,7 @@ def test_targets_are_labels_where_a_head_is_sure():
   build = functools.partial(BUILDS['self_labels'], confidence=0.6)
   _, params = params_of('self_labels')
   x = jnp.asarray(5 * draw((40, NETWORK.code_size())))
-  found = np.asarray(build(NETWORK).targets(params, x))
+  found = np.asarray(build(NETWORK).targets(params, x, None))
   shares = shares_of(params, x).swapaxes(0, 1)
   is_sure = shares.max(axis=2) >= 0.6
   assert 0 < is_sure.mean() < 1
@@ -100,7 +107,8 @@ def test_the_loss_is_the_formula_in_float64(name):
   targets = jax.nn.softmax(jnp.asarray(draw((num_images, 3, 4))))
   if name == 'self_labels':
     targets = jnp.round(targets)  # some are sure
-  batch = Batch(views, views[:, 0], jnp.ones(num_images), targets)
+  own = targets if name == 'self_labels' else (None, targets)
+  batch = Batch(views, views[:, 0], jnp.ones(num_images), own)
   found = method.loss(params, batch, 0, alone)
 
   def mean_of(x):

@@ -84,7 +84,7 @@ def dec(
     operations=network.count_operations(),
     code_size=network.code_size(),
     start=start,
-    targets=lambda params, x: sharpened(shares(params['centers'], x)),
+    targets=lambda params, x, last: sharpened(shares(params['centers'], x)),
     assigner=STUDENT_T,
     clusters=lambda params: params['centers'],
     check=check,

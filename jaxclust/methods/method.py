@@ -47,7 +47,9 @@ class Method(NamedTuple):
   num_views: int = 1
   couples: bool = False  # whether the images of a batch see one another
   start: Callable | None = None  # (key, params, embeddings [N, D]) -> params
-  targets: Callable | None = None  # (params, embeddings [N, D]) -> [N, ...]
+  # (params, embeddings [N, D], targets of the epoch before or None) -> a pytree
+  # of [N, ...]
+  targets: Callable | None = None
   finish: Callable | None = None  # (params, pixels [B, H, W, C]) -> params
   complain: Callable | None = None  # params -> messages of what went wrong
   assigner: Assigner | None = None  # None: an algorithm clusters embeddings

@@ -3,8 +3,8 @@
 A last stage on any embedding. A view of an image must get the cluster that the
 heads see in the clean images next to it (SCAN), or, once most images are sure
 of theirs, the cluster that they see in the clean image itself (self-labelling).
-Neighbours and what the heads see of them are found anew before each epoch, by
-the network as it is then; network and heads train together.
+Neighbours are those in the embedding that the stage begins with; what the heads
+see of them is found anew before each epoch. Network and heads train together.
 
 Axes: B batch, V views, N images, D numbers of an embedding, K clusters,
 G heads.
@@ -49,11 +49,11 @@ def neighbors(
       about equal size.
   """
 
-  def targets(params, x):
+  def targets(params, x, last):
+    found = nearest(unit_rows(x), num_neighbors)[0] if last is None else last[0]
     shares = _shares(params, x)
-    found, _ = nearest(unit_rows(x), num_neighbors)
     total = sum(shares[found[:, n]] for n in range(num_neighbors))
-    return total / num_neighbors
+    return found, total / num_neighbors
 
   def check(num_images):
     _check(num_images, num_clusters, num_heads, balance)
@@ -61,7 +61,7 @@ def neighbors(
 
   def losses_of(shares, targets):
     """`-log <p, q>` of shares p of a view and q of the neighbours."""
-    agree = (shares * targets).sum(axis=-1)
+    agree = (shares * targets[1].swapaxes(0, 1)).sum(axis=-1)
     return -jnp.log(jnp.maximum(agree, 1e-8)), jnp.ones_like(agree)
 
   return _method(
@@ -88,7 +88,8 @@ def self_labels(
     balance: weight of the clusters' entropy.
   """
 
-  def targets(params, x):
+  def targets(params, x, last):
+    del last
     shares = _shares(params, x)
     is_sure = shares.max(axis=2, keepdims=True) >= confidence
     labels = jax.nn.one_hot(shares.argmax(axis=2), num_clusters)
@@ -100,6 +101,7 @@ def self_labels(
 
   def losses_of(shares, targets):
     """Cross-entropies of the views with labels, where there are some."""
+    targets = targets.swapaxes(0, 1)
     logs = jnp.log(jnp.maximum(shares, 1e-8))
     return -(targets * logs).sum(axis=-1), targets.sum(axis=-1)
 
@@ -145,7 +147,7 @@ def _method(
     code = network.apply(params['network'], views, mean_of, method='encode')
     logits = heads.logits(head, params['heads'], code, mean_of)
     shares = jax.nn.softmax(logits, axis=2)  # [G, B, K]
-    losses, weights = losses_of(shares, batch.targets.swapaxes(0, 1))
+    losses, weights = losses_of(shares, batch.targets)
     weights = weights * batch.weight[None]
     total = pool(jnp.stack([(losses * weights).sum(1), weights.sum(1)]))
     taught = total[0] / jnp.maximum(total[1], 1)
