@@ -18,6 +18,7 @@ _RUNS = {
   'kmeans': ('kmeans', {}),
   'autoencoder_kmeans': ('ae_kmeans', {}),
   'autoencoder_gmm': ('gmm', {}),
+  'n2d': ('n2d', {}),
   'dec': ('dec', {}),
   'idec': ('dec', {'dec': {'divergence': 0.1, 'reconstruction': 1.0}}),
   'dcn': ('dcn', {}),

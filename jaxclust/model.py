@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxclust import data, encoding, networks, workdir
-from jaxclust.algorithms import kmeans
+from jaxclust.algorithms import kmeans, neighbors
 from jaxclust.algorithms.assignment import ALGORITHMS, Assigner, Assignment
 from jaxclust.checks import check_count
 from jaxclust.errors import InputError, one_line
@@ -53,6 +53,7 @@ class Model(NamedTuple):
   method: Method | None  # None where the pixels are the points
   params: Any  # of the method
   scale: Any  # [1, D] or [1, 1], that its embeddings are divided by
+  manifold: neighbors.Manifold | None = None  # that gives points their places
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -62,6 +63,12 @@ class Model(NamedTuple):
   def centers(self) -> jax.Array:
     """Centers of the clusters, or means of a mixture, `[K, D]`."""
     return self.assigner.centers(self.clusters)
+
+  @property
+  def can_decode(self) -> bool:
+    """Whether points have images."""
+    decodes = self.method is None or self.method.decode is not None
+    return decodes and self.manifold is None
 
   def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
     """Points `[N, D]` float32 of images."""
@@ -106,23 +113,32 @@ class Model(NamedTuple):
     in [0, 1].
 
     Raises:
-      InputError: if the network only encodes.
+      InputError: if the network only encodes, or points have places on a
+        manifold.
     """
     x = jnp.asarray(x)
+    if not self.can_decode:
+      name = self.recipe['method'] or self.recipe['clusterer']
+      raise InputError(
+        f'this run of {name} has no images of points: look at the images that '
+        'assess finds typical'
+      )
     if self.method is None:
       return x.reshape(len(x), *self.image_shape)
-    if self.method.decode is None:
-      raise InputError(
-        f'a run of {self.recipe["method"]} has no images of points, as its '
-        'network only encodes: look at the images that assess finds typical'
-      )
     return jnp.clip(self.apply(encoding.decode, x * self.scale), 0, 1)
 
   def points(self, images: jax.Array | np.ndarray) -> jax.Array:
     """Points `[N, D]` of images, unchecked, wherever these are."""
     if self.method is None:
-      return encoding.as_points(jnp.asarray(images))
-    return self.apply(encoding.embed, images) / self.scale
+      return self.place(encoding.as_points(jnp.asarray(images)))
+    return self.place(self.apply(encoding.embed, images) / self.scale)
+
+  def place(self, x: jax.Array) -> jax.Array:
+    """The places of points on the manifold, if there is one."""
+    if self.manifold is None:
+      return x
+    count = self.recipe['manifold']['num_neighbors']
+    return neighbors.extend(self.manifold, x, count)
 
   def apply(self, fn: Callable, array: jax.Array | np.ndarray) -> jax.Array:
     """What a function of `encoding` makes of an array `[N, ...]`."""
@@ -204,6 +220,7 @@ def make_recipe(config: Any, image_shape: tuple[int, int, int]) -> dict:
   recipe = {'image_shape': list(image_shape), 'clusterer': clusterer}
   recipe['clusterer_options'] = config[clusterer].to_dict() if clusterer else {}
   recipe['method'] = stages[-1] if stages else ''
+  recipe['manifold'] = dict(config.get('manifold', {}))
   if stages:
     recipe['network'] = config.network.to_dict()
     recipe['method_options'] = stage_options(config, stages[-1])[1]
@@ -232,7 +249,11 @@ def method_of(recipe: dict) -> Method | None:
 
 
 def assemble(
-  recipe: dict, params: Any = None, scale: Any = None, clusters: Any = None
+  recipe: dict,
+  params: Any = None,
+  scale: Any = None,
+  clusters: Any = None,
+  manifold: neighbors.Manifold | None = None,
 ) -> Model:
   """The model of a recipe from `make_recipe`.
 
@@ -245,7 +266,7 @@ def assemble(
     assigner = ALGORITHMS[recipe['clusterer']].assigner(options)
   elif method and method.assigner:
     assigner, clusters = method.assigner, method.clusters(params)
-  return Model(recipe, clusters, assigner, method, params, scale)
+  return Model(recipe, clusters, assigner, method, params, scale, manifold)
 
 
 def save(path: pathlib.Path, model: Model) -> None:
@@ -253,6 +274,8 @@ def save(path: pathlib.Path, model: Model) -> None:
   parts = {'params': model.params, 'scale': model.scale}
   if model.recipe['clusterer']:
     parts['clusters'] = model.clusters
+  if model.manifold is not None:
+    parts['manifold'] = model.manifold
   recipe = json.dumps(model.recipe)
   arrays = _flatten(parts)
   workdir.write_arrays(path, FILE, format=_FORMAT, recipe=recipe, **arrays)
@@ -320,6 +343,14 @@ def _parse(arrays):
     like['params'] = jax.eval_shape(lambda key: method.init(key, None), key)
     one_or_each = 1 if arrays['scale'].shape == (1, 1) else num_features
     like['scale'] = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
+  if manifold := recipe['manifold']:
+    num_points = len(arrays['manifold/points'])
+    check_count('num_neighbors', manifold['num_neighbors'], high=num_points)
+    like['manifold'] = neighbors.Manifold(
+      jax.ShapeDtypeStruct((num_points, num_features), np.float32),
+      jax.ShapeDtypeStruct((num_points, manifold['num_features']), np.float32),
+    )
+    num_features = manifold['num_features']
   if recipe['clusterer']:
     clusterer, options = recipe['clusterer'], recipe['clusterer_options']
     like['clusters'] = ALGORITHMS[clusterer].like(num_features, options)
@@ -353,10 +384,11 @@ def export(model: Model, path: str | pathlib.Path) -> None:
 
   def predict(images):
     if model.method is None:
-      return model.assign(encoding.as_points(images))
-    pixels = encoding.as_pixels(images)
-    x = model.method.embed(model.params, pixels) / model.scale
-    return model.assign(x)
+      x = encoding.as_points(images)
+    else:
+      pixels = encoding.as_pixels(images)
+      x = model.method.embed(model.params, pixels) / model.scale
+    return model.assign(model.place(x))
 
   shape = (*jax.export.symbolic_shape('b'), *model.image_shape)
   exported = jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(

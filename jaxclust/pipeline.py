@@ -18,7 +18,7 @@ import numpy as np
 from jaxclust import (
   checks,
   data,
-  encoding,
+  findings,
   metrics,
   model,
   networks,
@@ -27,10 +27,10 @@ from jaxclust import (
   selection,
   workdir,
 )
-from jaxclust.algorithms import consensus
-from jaxclust.algorithms.assignment import ALGORITHMS, Assignment
+from jaxclust.algorithms import consensus, neighbors
+from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import StopReason
-from jaxclust.data import Dataset, augment, batches
+from jaxclust.data import Dataset, batches
 from jaxclust.errors import InputError
 from jaxclust.methods import METHODS, Method
 from jaxclust.model import Model
@@ -39,9 +39,6 @@ from jaxclust.report.console import timed
 
 # Maximum number of restarts whose labels are compared with one another.
 _COMPARED = 10
-
-# Number of images whose views are shown.
-_SHOWN = 10
 
 # What a summary tells of an epoch.
 _OF_AN_EPOCH = ('epoch', 'train_loss', 'val_loss')
@@ -97,8 +94,19 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
 
 
 def check_stages(config: Any, dataset: Dataset) -> tuple[int, Method | None]:
-  """Checks images, network and training; returns D, the features of a point,
-  and the last method."""
+  """Checks images, network, training and manifold; returns D, the features of a
+  point, and the last method."""
+  num_features, method = _check_training(config, dataset)
+  manifold = config.get('manifold')
+  if not manifold:
+    return num_features, method
+  for name in ('num_neighbors', 'num_features'):
+    most = len(dataset.images) - 1
+    checks.check_count(f'config.manifold.{name}', manifold[name], high=most)
+  return manifold.num_features, None  # places are not what the method assigns
+
+
+def _check_training(config, dataset):
   for images in splits_of(dataset).values():
     model.check_images(images, bool(config.stages))
   shape = dataset.images.shape[1:]
@@ -187,14 +195,14 @@ def _run(config, dataset, path, seconds):
       model.save(path, own)
       with timed(seconds, 'figures'):
         stage = next(iter(config.stages), None)
-        findings = find(
+        shown = findings.find(
           *(dataset, own, found.points['train'], judged['train'], scores),
           losses=workdir.read_log(path, phase=stage, seed=seed),
           histories=history,
-          views=_views(config, dataset.images),
+          views=findings.views(config, dataset.images),
           score_name=next(reversed(fit), ''),
         )
-        sections = page.draw(findings, path / 'figures', config.embedding)
+        sections = page.draw(shown, path / 'figures', config.embedding)
     rows.append({'seed': seed, **scores, **found.records})
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
@@ -235,6 +243,7 @@ def represent(
   if not config.stages:
     own = model.assemble(recipe)
     points = {split: own.points(images) for split, images in splits.items()}
+    own, points = _placed(config, own, points, seconds)
     yield from (Represented(points, own, {}) for _ in seeds)
     return
   placement = config.training.placement
@@ -264,11 +273,23 @@ def represent(
         own = own._replace(scale=_deviations(points['train']))
         points = {split: x / own.scale for split, x in points.items()}
       jax.block_until_ready(points)
+    own, points = _placed(config, own, points, seconds)
     told = {
       stage: {k: v for k, v in found[run].items() if k in _OF_AN_EPOCH}
       for stage, found in zip(config.stages, records, strict=True)
     }
     yield Represented(points, own, told)
+
+
+def _placed(config, own, points, seconds):
+  """The model and its points on a manifold of the first split, if there is to
+  be one."""
+  if not config.get('manifold'):
+    return own, points
+  with timed(seconds, 'manifold'):
+    manifold = neighbors.embed(points['train'], **config.manifold)
+    own = own._replace(manifold=manifold)
+    return own, {split: own.place(x) for split, x in points.items()}
 
 
 def _deviations(x):
@@ -335,64 +356,3 @@ def _arrays(own, labels, points):
       found = own.assigner.probabilities(own.clusters, x)
       arrays[f'{split}_responsibilities'] = np.asarray(found)
   return arrays
-
-
-def find(
-  dataset: Dataset,
-  own: Model,
-  x: jax.Array,
-  found: Assignment,
-  scores: dict,
-  **course: Any,
-) -> page.Findings:
-  """What the page shows of the first split: of its points `[N, D]`, what was
-  found in them, and what is known of the course of training and restarts."""
-  images, can_decode = dataset.images, own.method is None or own.method.decode
-  if can_decode:
-    centers = np.asarray(own.decode(own.centers))
-  else:
-    centers = _medoids(images, found, len(own.centers))
-  if own.method is not None and can_decode:
-    course['reconstruction_errors'] = np.asarray(
-      own.apply(encoding.errors, images)
-    )
-    course['reconstruct'] = lambda some: own.decode(own.points(some))
-  # Floats within 0 and 1 can be shown.
-  if own.method is None and images.dtype != np.uint8:
-    low, high = min(0.0, images.min()), max(1.0, images.max())
-    images, centers = ((a - low) / (high - low) for a in (images, centers))
-  return page.Findings(
-    images=images,
-    points=x,
-    labels=found.labels,
-    confidence=found.confidence,
-    outlier_score=found.outlier_score,
-    centers=centers,
-    classes=dataset.labels,
-    class_names=dataset.label_names,
-    scores={part: s for part, s in scores.items() if part != 'fit'},
-    **course,
-  )
-
-
-def _medoids(images, found, num_clusters):
-  """The image nearest to the center of each cluster; black for an empty one."""
-  medoids = np.zeros((num_clusters, *images.shape[1:]), images.dtype)
-  for row in np.argsort(-found.distance, kind='stable'):
-    medoids[found.labels[row]] = images[row]  # the nearest comes last
-  return medoids
-
-
-def _views(config, images):
-  """Some images `[n, H, W, C]`, and views of them as the last stage sees them,
-  `[V, n, H, W, C]`; none where a stage takes images as they are."""
-  if not config.stages:
-    return ()
-  options, own = model.stage_options(config, config.stages[-1])
-  drawn = plans.augmentation_of(options)
-  if not any(drawn):
-    return ()
-  some = encoding.as_pixels(jnp.asarray(images[:: -(-len(images) // _SHOWN)]))
-  keys = jax.random.split(jax.random.key(config.seed), len(some))
-  views, _ = augment.augment(keys, some, drawn, own.get('num_views', 2))
-  return np.asarray(jnp.concatenate([some[:, None], views], 1).swapaxes(0, 1))

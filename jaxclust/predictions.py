@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclust import data, model, pipeline, workdir
+from jaxclust import data, findings, model, pipeline, workdir
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
@@ -54,11 +54,11 @@ def _predict(own, config, dataset, path, seconds):
   with timed(seconds, 'figures'):
     labels = {split: assignment.labels for split, assignment in found.items()}
     scores = pipeline.label_scores(dataset, labels, num_clusters)
-    findings = pipeline.find(dataset, own, points[first], found[first], scores)
-    sections = page.draw(findings, path / 'figures', config.embedding)
+    shown = findings.find(dataset, own, points[first], found[first], scores)
+    sections = page.draw(shown, path / 'figures', config.embedding)
     rows, titles = typical(found[first], num_clusters, _TYPICAL)
     gallery = path / 'figures' / 'gallery.png'
-    figures.gallery(gallery, findings.images, rows, titles)
+    figures.gallery(gallery, shown.images, rows, titles)
   if config.export:
     with timed(seconds, 'export'):
       model.export(own, path / 'model.jaxexport')

@@ -34,7 +34,7 @@ ORDER = [
   ('report', 'console board figures page'),
   ('', 'phases model selection'),
   ('estimators', 'base kmeans mixture autoencoder'),
-  ('', 'pipeline'),
+  ('', 'findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
   ('', 'predictions experiments cli __main__'),
 ]

@@ -204,3 +204,33 @@ def test_options_that_cannot_be_used_are_named(name, options, message):
   method = METHODS[name](NETWORK, **{'num_clusters': 4} | options)
   with pytest.raises(InputError, match=message):
     plans.check_options(100, method, OPTIONS)
+
+
+def draw_rings(num_points=240):
+  """Points on three rings, one within the other, and which ring."""
+  rng = np.random.default_rng(0)
+  rings = np.arange(num_points) % 3
+  angles = 2 * np.pi * np.arange(num_points) / num_points
+  x = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+  x = (1 + rings)[:, None] * x + rng.normal(0, 0.02, x.shape)
+  return np.float32(x), rings
+
+
+def test_connected_points_share_a_place_and_others_find_it():
+  """Rings that no k-means on the points tells apart."""
+  x, rings = draw_rings()
+  manifold = neighbors.embed(jnp.asarray(x), 8, 3)
+  places = np.asarray(manifold.places)
+  np.testing.assert_allclose(np.linalg.norm(places, axis=1), 1, rtol=1e-5)
+  similar = places @ places.T
+  same = rings[:, None] == rings[None]
+  assert similar[same].min() > 0.9
+  assert np.abs(similar[~same]).max() < 0.1
+  others = jnp.asarray(x[:50] * 1.01)
+  found = np.asarray(neighbors.extend(manifold, others, 8))
+  assert (found * places[:50]).sum(axis=1).min() > 0.9
+
+
+def test_a_place_too_large_for_its_points_is_named():
+  with pytest.raises(InputError, match=r'num_features is 9: .* from 1 to 8'):
+    neighbors.embed(jnp.asarray(draw((9, 2))), 2, 9)

@@ -1,0 +1,80 @@
+"""What the page shows of a run: images, clusters and the views of images.
+
+Axes: N images, H height, W width, C channels, D features, K clusters, V views.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust import encoding, model, plans
+from jaxclust.algorithms.assignment import Assignment
+from jaxclust.data import Dataset, augment
+from jaxclust.model import Model
+from jaxclust.report import page
+
+# Number of images whose views are shown.
+_SHOWN = 10
+
+
+def find(
+  dataset: Dataset,
+  own: Model,
+  x: jax.Array,
+  found: Assignment,
+  scores: dict,
+  **course: Any,
+) -> page.Findings:
+  """What the page shows of the first split: of its points `[N, D]`, what was
+  found in them, and what is known of the course of training and restarts."""
+  images = dataset.images
+  if own.can_decode:
+    centers = np.asarray(own.decode(own.centers))
+  else:
+    centers = _medoids(images, found, len(own.centers))
+  if own.method is not None and own.can_decode:
+    course['reconstruction_errors'] = np.asarray(
+      own.apply(encoding.errors, images)
+    )
+    course['reconstruct'] = lambda some: own.decode(own.points(some))
+  # Floats within 0 and 1 can be shown.
+  if own.method is None and images.dtype != np.uint8:
+    low, high = min(0.0, images.min()), max(1.0, images.max())
+    images, centers = ((a - low) / (high - low) for a in (images, centers))
+  return page.Findings(
+    images=images,
+    points=x,
+    labels=found.labels,
+    confidence=found.confidence,
+    outlier_score=found.outlier_score,
+    centers=centers,
+    classes=dataset.labels,
+    class_names=dataset.label_names,
+    scores={part: s for part, s in scores.items() if part != 'fit'},
+    **course,
+  )
+
+
+def _medoids(images, found, num_clusters):
+  """The image nearest to the center of each cluster; black for an empty one."""
+  medoids = np.zeros((num_clusters, *images.shape[1:]), images.dtype)
+  for row in np.argsort(-found.distance, kind='stable'):
+    medoids[found.labels[row]] = images[row]  # the nearest comes last
+  return medoids
+
+
+def views(config: Any, images: np.ndarray) -> Any:
+  """Some images `[n, H, W, C]`, and views of them as the last stage sees them,
+  `[V, n, H, W, C]`; none where a stage takes images as they are."""
+  if not config.stages:
+    return ()
+  options, own = model.stage_options(config, config.stages[-1])
+  drawn = plans.augmentation_of(options)
+  if not any(drawn):
+    return ()
+  some = encoding.as_pixels(jnp.asarray(images[:: -(-len(images) // _SHOWN)]))
+  keys = jax.random.split(jax.random.key(config.seed), len(some))
+  views, _ = augment.augment(keys, some, drawn, own.get('num_views', 2))
+  return np.asarray(jnp.concatenate([some[:, None], views], 1).swapaxes(0, 1))
