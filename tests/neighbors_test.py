@@ -219,7 +219,7 @@ def draw_rings(num_points=240):
 def test_connected_points_share_a_place_and_others_find_it():
   """Rings that no k-means on the points tells apart."""
   x, rings = draw_rings()
-  manifold = neighbors.embed(jnp.asarray(x), 8, 3)
+  manifold = neighbors.embed(jnp.asarray(x), 5, 3)
   places = np.asarray(manifold.places)
   np.testing.assert_allclose(np.linalg.norm(places, axis=1), 1, rtol=1e-5)
   similar = places @ places.T
@@ -227,7 +227,7 @@ def test_connected_points_share_a_place_and_others_find_it():
   assert similar[same].min() > 0.9
   assert np.abs(similar[~same]).max() < 0.1
   others = jnp.asarray(x[:50] * 1.01)
-  found = np.asarray(neighbors.extend(manifold, others, 8))
+  found = np.asarray(neighbors.extend(manifold, others, 5))
   assert (found * places[:50]).sum(axis=1).min() > 0.9
 
 
