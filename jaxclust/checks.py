@@ -65,6 +65,12 @@ def check_number(
     )
 
 
+def as_number(value: Any) -> Any:
+  """A number as a float, for which 0 and 0.0 are one program; one that JAX
+  traces stays."""
+  return value if is_traced(value) else float(value)
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
   """Checks that a value is one of the named choices."""
   if not isinstance(value, str) or value not in choices:

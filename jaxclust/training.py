@@ -63,23 +63,22 @@ def blank(plan: Plan, previous: Any = None) -> Course:
     plan: of the training.
     previous: parameters `[R, ...]` of the stage before, if there was one.
   """
-  params = _init(plan.method, fold_in(plan.keys, INIT), previous)
-  targets = ()
-  if plan.method.targets is not None:
-    embeddings = jax.ShapeDtypeStruct(
-      (len(plan.source), plan.method.code_size), jnp.float32
-    )
-    own = _runs(params)[0]
-    like = jax.eval_shape(plan.method.targets, own, embeddings, None)
+  keys = fold_in(plan.keys, INIT)
+  optimizer = plan.options['optimizer']
+  return _blank(plan.method, optimizer, len(plan.source), keys, previous)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _blank(method, optimizer, num_images, keys, previous):
+  params, targets = jax.vmap(method.init)(keys, previous), ()
+  if method.targets is not None:
+    shape = num_images, method.code_size
+    embeddings = jax.ShapeDtypeStruct(shape, jnp.float32)
+    like = jax.eval_shape(method.targets, _runs(params)[0], embeddings, None)
     targets = jax.tree.map(
-      lambda a: jnp.zeros((len(plan.keys), *a.shape), a.dtype), like
+      lambda a: jnp.zeros((len(keys), *a.shape), a.dtype), like
     )
-  return Course(_first_state(plan, params), no_best(params), targets)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(method, keys, previous):
-  return jax.vmap(method.init)(keys, previous)
+  return Course(_first_state(params, optimizer), no_best(params), targets)
 
 
 def start(plan: Plan, course: Course) -> Course:
@@ -92,14 +91,14 @@ def start(plan: Plan, course: Course) -> Course:
     embeddings = encoding.embed(plan.method, own, plan.source, size)
     runs.append(plan.method.start(key, own, embeddings))
   params = _stack(runs)
-  return course._replace(state=_first_state(plan, params), best=no_best(params))
+  state = _first_state(params, plan.options['optimizer'])
+  return course._replace(state=state, best=no_best(params))
 
 
-def _first_state(plan, params):
-  opt_state = jax.vmap(steps.optimizer_of(plan.options['optimizer']).init)(
-    params
-  )
-  zeros = jnp.zeros(len(plan.keys))
+@functools.partial(jax.jit, static_argnums=1)
+def _first_state(params, optimizer):
+  opt_state = jax.vmap(steps.optimizer_of(optimizer).init)(params)
+  zeros = jnp.zeros(len(jax.tree.leaves(params)[0]))
   return TrainState(params, opt_state, zeros.astype(jnp.int32), zeros)
 
 
@@ -241,6 +240,7 @@ def _runs(params):
   return [jax.tree.map(lambda a: a[r], params) for r in range(num_runs)]  # noqa: B023
 
 
+@jax.jit
 def _stack(runs):
   return jax.tree.map(lambda *a: jnp.stack(a), *runs)
 
@@ -296,6 +296,7 @@ def _check_finite(state, losses, active, epoch, plan):
     )
 
 
+@jax.jit
 def no_best(params: Any) -> Best:
   """The state of `keep_best` before the first epoch, of params `[R, ...]`."""
   runs = jax.tree.leaves(params)[0].shape[:1]

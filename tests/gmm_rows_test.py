@@ -167,4 +167,5 @@ def test_other_sizes_and_options_compile_nothing(init, caplog):
   assert compiled(400, 3)
   assert not compiled(400, 3)
   assert not compiled(420, 4, tol=1e-2, reg=1e-3, max_steps=99)
+  assert not compiled(420, 4, tol=0, reg=1)
   assert not compiled(511, 3, jax.random.key(1), num_restarts=3)

@@ -49,6 +49,7 @@ def test_a_new_tolerance_size_or_limit_within_a_bucket_compiles_nothing(
   assert not count(KEY, x, **same)
   assert not count(jax.random.key(1), x, **same)
   assert not count(KEY, x, tol=1e-3, max_steps=60, **same)
+  assert not count(KEY, x, tol=0, **same)
   assert not count(KEY, x, num_restarts=3, **same)
   assert not count(KEY, x[:300], **same)
   assert not count(KEY, x, num_clusters=3)

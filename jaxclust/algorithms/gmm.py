@@ -295,7 +295,7 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
     state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)
     clusters = state.params
   mixture = solver.each_run(
-    lambda one: begin(covariance, one, rows, reg),
+    lambda one: begin(covariance, one, rows, checks.as_number(reg)),
     clusters,
     checks.is_traced(clusters, rows),
   )

@@ -111,6 +111,7 @@ def run(
   after the first steps `[HISTORY, R]`; a run that has ended repeats its last.
   """
   most = max_steps if num_steps is None else num_steps
+  tol, reg = checks.as_number(tol), checks.as_number(reg)
 
   def run_some(runs):
     return _iterate(algorithm, runs, rows, tol, reg, max_steps, most)
@@ -225,6 +226,7 @@ def partial_fit(
   The statistics of the batch are added to those of the past, which weigh
   `decay`, and the parameters are updated from the sum; see `runs.update`.
   """
+  decay, reg = checks.as_number(decay), checks.as_number(reg)
   runs = each_run(
     lambda runs: _partial_fit(algorithm, runs, rows, decay, reg),
     state._replace(frame=()),
