@@ -52,6 +52,15 @@ def get_config(variant: str = 'fashion_mnist'):
     'learning_rate': 3e-4,
     'warmup_epochs': 0.0,
   }
+  config.self_labels = {
+    'num_clusters': 10,
+    'num_heads': 4,
+    'confidence': 0.9,  # least share of a cluster in an image that teaches
+    'balance': 0.0,
+    'num_epochs': 3,
+    'learning_rate': 3e-4,
+    'warmup_epochs': 0.0,
+  }
   if variant != 'fashion_mnist':  # left and right matter in digits
     config.training.flip = 0.0
     config.training.max_rotation = 15.0

@@ -149,8 +149,8 @@ def _check_names(stage, own, training):
   for name in known.keys() - own.keys():
     if known[name].default is known[name].empty:
       raise InputError(
-        f'config.{stage}.{name} is missing: take configs/{stage}.py, or add it '
-        'to your config'
+        f'config.{stage}.{name} is missing: take a config that has '
+        f'config.{stage}, or add it to yours'
       )
 
 
@@ -207,18 +207,19 @@ def _run(config, dataset, path, seconds):
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
     summary |= metrics.over_seeds(rows)
-    summary['vote'], votes = _vote(dataset, answers, len(own.centers))
+    summary['vote'], votes = _vote(dataset, answers, rows, len(own.centers))
     arrays |= votes
   workdir.write_arrays(path, 'assignments.npz', **arrays)
   return summary, sections
 
 
-def _vote(dataset, answers, num_clusters):
+def _vote(dataset, answers, rows, num_clusters):
   """What most seeds say, when each calls its clusters after those of the seed
   that agrees most with the others.
 
   Returns:
-    Scores of the vote, and the agreement of each seed; and labels by name.
+    Scores of the vote, the agreement of each seed and, with labels, how its
+    ranks correlate with those of ACC; and labels by name.
   """
   labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
   agreement = consensus.agreement(labels['train'], num_clusters)
@@ -227,6 +228,11 @@ def _vote(dataset, answers, num_clusters):
   votes = {split: consensus.vote(own, names) for split, own in labels.items()}
   scores = label_scores(dataset, votes, num_clusters)
   scores['agreement'] = np.asarray(agreement).tolist()
+  if dataset.labels is not None:
+    found = consensus.rank_correlation(
+      scores['agreement'], [row['train']['acc'] for row in rows]
+    )
+    scores |= {} if found is None else {'rank_correlation': found}
   return scores, {f'{split}_vote': own for split, own in votes.items()}
 
 

@@ -8,12 +8,13 @@ Reference:
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import optimize
+from scipy import optimize, stats
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -74,3 +75,17 @@ def vote(labels: np.ndarray, names: np.ndarray) -> np.ndarray:
   for own, row in zip(names, labels, strict=True):
     counts[np.arange(len(row)), own[row]] += 1
   return counts.argmax(axis=1).astype(np.int32)
+
+
+def rank_correlation(
+  criterion: Sequence[float], scores: Sequence[float]
+) -> float | None:
+  """Spearman's correlation of a criterion with scores, from -1 to 1; None for
+  fewer than three, or where all of one are equal.
+
+  >>> rank_correlation([0.2, 0.5, 0.9], [0.6, 0.7, 0.75])
+  1.0
+  """
+  if len(scores) < 3 or min(len(set(criterion)), len(set(scores))) < 2:
+    return None
+  return round(float(stats.spearmanr(criterion, scores).statistic), 12)

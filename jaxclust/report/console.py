@@ -149,7 +149,8 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
 
 def seed_scores(summary: dict) -> list[list[str]]:
   """Returns the scores of each seed, and of their vote, as the rows of a table,
-  see `headline`; [] if there are no seeds or no labels."""
+  see `headline`: its agreement with the others too, which needs no labels; []
+  if there is nothing to tell."""
   seeds = summary.get('seeds', ())
   columns = [
     (split, name)
@@ -157,6 +158,7 @@ def seed_scores(summary: dict) -> list[list[str]]:
     if any(split in row for row in seeds)
     for name in _SEED_SCORES
   ]
+  agreement = summary.get('vote', {}).get('agreement', ())
   head = ['seed', *(f'{name.upper()}, {split}' for split, name in columns)]
   named = [(str(row['seed']), row) for row in seeds]
   named += [('vote', summary['vote'])] if 'vote' in summary else []
@@ -164,7 +166,11 @@ def seed_scores(summary: dict) -> list[list[str]]:
     [name, *(_number(_score(row, *c)) or _MISSING for c in columns)]
     for name, row in named
   ]
-  return [head, *rows] if columns else []
+  if agreement:
+    head.append('agreement')
+    for row, value in zip(rows, [*agreement, None], strict=True):
+      row.append(_number(value) or _MISSING)
+  return [head, *rows] if columns or agreement else []
 
 
 def _own_score(summary, part, name):

@@ -153,8 +153,9 @@ def _sections(findings, folder, embedding) -> Iterator[Section]:
     yield _agreement(findings, folder)
   yield Section(
     'Clusters',
-    'The center of each cluster as an image, and its members: most typical, '
-    'least certain, and misfits.',
+    'The center of each cluster as an image, or the image nearest to it if the '
+    'network only encodes; and its members: most typical, least certain, and '
+    'misfits.',
     clusters=[_cluster_card(findings, k, folder) for k in range(num_clusters)],
   )
   yield _map(findings, folder, embedding)
