@@ -19,6 +19,7 @@ TRAINING = {
   'crop': 1.0,  # least share of the area that a crop keeps
   'stretch': 1.0,  # largest change of a crop's width / height
   'flip': 0.0,  # probability that left and right are swapped
+  'extra_crop': 1.0,  # the same in views after the second, at most `crop`
   'max_shift': 0.0,  # pixels
   'max_rotation': 0.0,  # degrees
   'blur': 0.0,  # largest standard deviation, pixels

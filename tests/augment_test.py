@@ -98,6 +98,19 @@ def test_a_crop_is_pillows_bilinear_enlargement():
     )
 
 
+def test_views_after_the_second_are_smaller_crops():
+  ramp = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (50, 40, 1))[
+    ..., None
+  ]
+  drawn = from_options(crop=0.5, extra_crop=0.1)
+  views, _ = augment(split(ramp), ramp, drawn, 4)
+  middle = np.asarray(views)[:, :, 20, 10:30, 0]
+  share = np.square((middle[..., -1] - middle[..., 0]) * 39 / 19)  # of the area
+  assert ((share[:, :2] > 0.499) & (share[:, :2] < 1.001)).all()
+  assert ((share[:, 2:] > 0.099) & (share[:, 2:] < 0.501)).all()
+  assert share[:, 2:].min() < 0.2
+
+
 def test_crops_keep_their_share_of_the_area():
   """Slopes of a ramp are as much smaller as a crop is enlarged."""
   ramp = np.linspace(0, 1, 32, dtype=np.float32)

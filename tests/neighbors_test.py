@@ -18,6 +18,13 @@ from jaxclust.methods import METHODS, Batch
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
+
+@pytest.fixture(autouse=True)
+def _one_step_a_call(monkeypatch):
+  """So that all trainings of a method are calls of one program."""
+  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)
+
+
 BUILDS = {
   'neighbors': functools.partial(
     METHODS['neighbors'], num_clusters=4, num_heads=3, num_neighbors=5
@@ -143,7 +150,10 @@ def stages():
   """Prototypes of patterns that are trained too little, then neighbours, then
   what heads are sure of."""
   build = functools.partial(
-    METHODS['prototypes'], num_clusters=4, num_heads=3, num_prototypes=12
+    METHODS['prototypes'],
+    num_clusters=4,
+    num_heads=3,
+    num_prototypes=12,
   )
   plan = plan_patterns('prototypes', build=build, num_epochs=4)
   found, params = {}, None
@@ -167,7 +177,6 @@ def test_neighbours_and_labels_of_their_own_improve_heads():
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
-  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # a step a call
   plan = plan_patterns('neighbors', num_epochs=2)
   whole, _ = train(plan)
   train_until(11, tmp_path, 'neighbors', plan, monkeypatch)

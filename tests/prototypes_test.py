@@ -37,6 +37,12 @@ METHOD = BUILD(NETWORK)
 VIEWS = {'crop': 0.8, 'brightness': 0.2, 'batch_size': 25, 'momentum': 0.8}
 
 
+@pytest.fixture(autouse=True)
+def _one_step_a_call(monkeypatch):
+  """So that all trainings of the module are calls of one program."""
+  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)
+
+
 def alone(sums):
   """The pool of a device that has the whole batch."""
   return sums
@@ -243,7 +249,6 @@ def test_what_went_wrong_is_told_with_a_remedy():
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
-  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # a step a call
   plan = plan_patterns()
   whole, _ = train(plan)
   train_until(11, tmp_path, 'prototypes', plan, monkeypatch)

@@ -86,32 +86,44 @@ def draw_patterns():
   return np.float32(np.clip(patterns[classes] + noise, 0, 1)), classes
 
 
+NETWORK = networks.build((8, 8, 1), name='mlp', features=(16, 3))
+IMAGES, CLASSES = draw_patterns()
+
+
+@pytest.fixture(autouse=True)
+def _one_step_a_call(monkeypatch):
+  """So that all trainings of a method are calls of one program."""
+  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)
+
+
+def plan_patterns(**options):
+  return plan_of(IMAGES, None, network=NETWORK, **options)
+
+
+@functools.cache
+def autoencoder():
+  plan = plan_patterns(num_epochs=10)
+  return training.final_params(plan, train(plan)[0])
+
+
 @pytest.mark.parametrize('name', BUILDS)
 def test_separated_clusters_stay_found(name):
-  images, classes = draw_patterns()
-  network = networks.build((8, 8, 1), name='mlp', features=(16, 3))
-  plan = plan_of(images, None, network=network, num_epochs=10)
-  course, _ = train(plan)
-  before = training.final_params(plan, course)
-  plan = plan_of(
-    images, None, build=BUILDS[name], network=network, num_epochs=10
-  )
-  course = training.start(plan, training.blank(plan, before))
+  plan = plan_patterns(build=BUILDS[name], num_epochs=10)
+  course = training.start(plan, training.blank(plan, autoencoder()))
   course, losses = train(plan, course)
   params, method = run_of(training.final_params(plan, course)), plan.method
-  embeddings = encoding.embed(method, params, images, 64)
+  embeddings = encoding.embed(method, params, IMAGES, 64)
   found = method.assigner.assign(method.clusters(params), embeddings)
-  assert metrics.scores(classes, found.labels, 4)['acc'] > 0.95
+  assert metrics.scores(CLASSES, found.labels, 4)['acc'] > 0.95
   assert losses[-1]['train_loss'] < losses[0]['train_loss']
 
 
 @pytest.mark.parametrize('name', BUILDS)
 def test_a_stopped_training_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
   """What VaDE draws is that of the step."""
-  monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # seven calls an epoch
-  plan = plan_of(build=BUILDS[name])
+  plan = plan_patterns(build=BUILDS[name], num_epochs=2)
   whole, _ = train(plan)
-  train_until(11, tmp_path, name, plan, monkeypatch)
+  train_until(17, tmp_path, name, plan, monkeypatch)
   params, _ = phases.train(tmp_path, name, plan, [0])
   chex.assert_trees_all_equal(params, whole.state.params)
 

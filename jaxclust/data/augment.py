@@ -30,6 +30,9 @@ OPTIONS = {
   'crop': (1.0, 0.01, 1.0),  # least share of the area that a crop keeps
   'stretch': (1.0, 1.0, 4.0),  # largest change of a crop's width / height
   'flip': (0.0, 0.0, 1.0),  # probability that left and right are swapped
+  # Least share of a crop in views after the second, which then keeps at most
+  # `crop`; 1 for views like the first two.
+  'extra_crop': (1.0, 0.01, 1.0),
   'max_shift': (0.0, 0.0, jnp.inf),  # pixels, along each axis
   'max_rotation': (0.0, 0.0, 180.0),  # degrees, about the center
   'blur': (0.0, 0.0, 10.0),  # largest standard deviation, pixels
@@ -43,7 +46,8 @@ OPTIONS = {
 class Augmentation(NamedTuple):
   """Groups of options; a group that changes nothing is None."""
 
-  crop: Any = None  # crop, stretch, flip
+  crop: Any = None  # crop, stretch, flip, and the largest share
+  extra: Any = None  # extra_crop
   motion: Any = None  # max_shift, max_rotation
   blur: Any = None
   tone: Any = None  # contrast, brightness
@@ -55,8 +59,8 @@ def from_options(**options: float) -> Augmentation:
   """The augmentation of options of `OPTIONS`; others change nothing.
 
   >>> from_options(noise=0.1)
-  Augmentation(crop=None, motion=None, blur=None, tone=None, erase=None, \
-noise=(0.1,))
+  Augmentation(crop=None, extra=None, motion=None, blur=None, tone=None, \
+erase=None, noise=(0.1,))
 
   Raises:
     InputError: if an option is out of its bounds.
@@ -71,8 +75,10 @@ noise=(0.1,))
     neutral = tuple(OPTIONS[name][0] for name in names)
     return None if own == neutral else own
 
+  crop = group('crop', 'stretch', 'flip', 'extra_crop')
   return Augmentation(
-    crop=group('crop', 'stretch', 'flip'),
+    crop=crop and (*crop[:3], 1.0),
+    extra=group('extra_crop'),
     motion=group('max_shift', 'max_rotation'),
     blur=group('blur'),
     tone=group('contrast', 'brightness'),
@@ -99,11 +105,14 @@ def augment(
     Views `[B, V, H, W, C]`, and the first of them without noise `[B, H, W, C]`.
   """
   fold_in = jax.vmap(jax.random.fold_in, (0, None))
-  clean = augmentation._replace(noise=None)
+  clean = augmentation._replace(noise=None, extra=None)
   noise = Augmentation(noise=augmentation.noise)
   views, wanted = [], None
   for view in range(num_views):
     own = fold_in(keys, len(_CHANGES) + view) if view else keys
+    if view == 2 and augmentation.extra is not None:
+      most, *others = augmentation.crop[:3]
+      clean = clean._replace(crop=(*augmentation.extra, *others, most))
     changed = _change(own, pixels, clean)
     wanted = changed if wanted is None else wanted
     views.append(_change(own, changed, noise))
@@ -120,11 +129,11 @@ def _change(keys, pixels, augmentation):
   return pixels
 
 
-def _crop(crop, stretch, flip, key, image):
+def _crop(crop, stretch, flip, most, key, image):
   """Enlarges a random part of an image, as two products with matrices."""
   height, width, _ = image.shape
   draws = jax.random.uniform(key, (5,), image.dtype)
-  area = crop + (1 - crop) * draws[0]
+  area = crop + (most - crop) * draws[0]
   ratio = jnp.exp(jnp.log(stretch) * (draws[1] - 0.5))  # root of width / height
   root = jnp.sqrt(area)
   tall, wide = jnp.minimum(root / ratio, 1), jnp.minimum(root * ratio, 1)
