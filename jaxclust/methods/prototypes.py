@@ -90,16 +90,6 @@ def prototypes(
     frozen_steps: first steps in which prototypes stay where they are.
   """
 
-  def check(num_images):
-    checks.check_groups('num_clusters', num_clusters, num_images)
-    checks.check_count('num_heads', num_heads)
-    checks.check_count('num_prototypes', num_prototypes)
-    checks.check_count('num_views', num_views, low=2)
-    checks.check_count('frozen_steps', frozen_steps, low=0)
-    checks.check_number('balance', balance)
-    checks.check_number('temperature', temperature, 0.01, 10)
-    checks.check_number('sharpness', sharpness, 0.02, 10)
-
   head = heads.TwoLayers(num_clusters)
   parts = _Parts(
     network=network,
@@ -125,8 +115,19 @@ def prototypes(
     complain=functools.partial(_complain, parts),
     assigner=heads.assigner_of(head),
     clusters=heads.clusters,
-    check=check,
+    check=functools.partial(_check, parts),
   )
+
+
+def _check(parts, num_images):
+  checks.check_groups('num_clusters', parts.head.width, num_images)
+  checks.check_count('num_heads', parts.num_heads)
+  checks.check_count('num_prototypes', parts.num_prototypes)
+  checks.check_count('num_views', parts.num_views, low=2)
+  checks.check_count('frozen_steps', parts.frozen_steps, low=0)
+  checks.check_number('balance', parts.balance)
+  checks.check_number('temperature', parts.temperature, 0.01, 10)
+  checks.check_number('sharpness', parts.sharpness, 0.02, 10)
 
 
 def _embed(network, params, pixels):

@@ -62,55 +62,64 @@ def vade(
     checks.check_number('deviation', deviation, low=1e-3)
     checks.check_number('reg', reg)
 
-  def init(key, previous):
-    if previous is None:
-      previous = network.init(key, jnp.zeros((1, *network.image_shape)))
-    size = network.code_size()
-    return {
-      'network': previous,
-      'spread': {'kernel': jnp.zeros((size, size)), 'bias': jnp.zeros(size)},
-      'logits': jnp.zeros(num_clusters),
-      'means': jnp.zeros((num_clusters, size)),
-      'log_variances': jnp.zeros((num_clusters, size)),
-    }
-
-  def start(key, params, x):
-    options = {'num_components': num_clusters, 'num_restarts': num_restarts}
-    found = gmm.fit(key, x, covariance='diag', reg=reg, **options).params
-    first = jnp.log(_FIRST_SHARE * x.var(axis=0) + jnp.exp(_LOWEST))
-    return params | {
-      'spread': params['spread'] | {'bias': first},
-      'logits': found.log_weights,
-      'means': found.means,
-      'log_variances': 2 * jnp.log(found.scale_tril),
-    }
-
-  def apply(method, params, x):
-    return network.apply(params['network'], x, method=method)
-
-  def losses_of(params, batch):
-    mean = apply('encode', params, batch.views[:, 0])
-    spread = params['spread']
-    log_variance = dot(mean, spread['kernel']) + spread['bias'][None]
-    log_variance = jnp.maximum(log_variance, _LOWEST)
-    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))
-    z = mean + jnp.exp(log_variance / 2) * noise(batch.keys)
-    errors = jnp.square(apply('decode', params, z) - batch.wanted)
-    rebuilt = errors.sum(axis=(1, 2, 3)) / (2 * deviation**2)
-    return rebuilt + divergence(mixture_of(params), mean, log_variance, z)
-
+  apply = functools.partial(_apply, network)
   return Method(
-    init=init,
-    loss=per_image(losses_of),
+    init=functools.partial(_init, network, num_clusters),
+    loss=per_image(functools.partial(_losses, network, deviation)),
     embed=functools.partial(apply, 'encode'),
     decode=functools.partial(apply, 'decode'),
     operations=network.count_operations(),
     code_size=network.code_size(),
-    start=start,
+    start=functools.partial(_start, num_restarts, reg),
     assigner=MIXTURE,
     clusters=mixture_of,
     check=check,
   )
+
+
+def _init(network, num_clusters, key, previous):
+  if previous is None:
+    previous = network.init(key, jnp.zeros((1, *network.image_shape)))
+  size = network.code_size()
+  return {
+    'network': previous,
+    'spread': {'kernel': jnp.zeros((size, size)), 'bias': jnp.zeros(size)},
+    'logits': jnp.zeros(num_clusters),
+    'means': jnp.zeros((num_clusters, size)),
+    'log_variances': jnp.zeros((num_clusters, size)),
+  }
+
+
+def _start(num_restarts, reg, key, params, x):
+  """The prior is a mixture of the codes `[N, D]`."""
+  options = {'num_components': len(params['means']), 'covariance': 'diag'}
+  options |= {'num_restarts': num_restarts, 'reg': reg}
+  found = gmm.fit(key, x, **options).params
+  first = jnp.log(_FIRST_SHARE * x.var(axis=0) + jnp.exp(_LOWEST))
+  return params | {
+    'spread': params['spread'] | {'bias': first},
+    'logits': found.log_weights,
+    'means': found.means,
+    'log_variances': 2 * jnp.log(found.scale_tril),
+  }
+
+
+def _apply(network, method, params, x):
+  return network.apply(params['network'], x, method=method)
+
+
+def _losses(network, deviation, params, batch):
+  """The negative of the lower bound `[B]`, but for a constant."""
+  mean = _apply(network, 'encode', params, batch.views[:, 0])
+  spread = params['spread']
+  log_variance = dot(mean, spread['kernel']) + spread['bias'][None]
+  log_variance = jnp.maximum(log_variance, _LOWEST)
+  noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))
+  z = mean + jnp.exp(log_variance / 2) * noise(batch.keys)
+  rebuilt = _apply(network, 'decode', params, z)
+  errors = jnp.square(rebuilt - batch.wanted).sum(axis=(1, 2, 3))
+  prior = mixture_of(params)
+  return errors / (2 * deviation**2) + divergence(prior, mean, log_variance, z)
 
 
 def mixture_of(params: dict) -> GMMParams:
