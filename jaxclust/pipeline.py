@@ -219,7 +219,8 @@ def _vote(dataset, answers, rows, num_clusters):
 
   Returns:
     Scores of the vote, the agreement of each seed and, with labels, how its
-    ranks correlate with those of ACC; and labels by name.
+    ranks correlate with those of ACC; and by name the labels `[N]` of the vote
+    and `[S, N]` of all seeds.
   """
   labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
   agreement = consensus.agreement(labels['train'], num_clusters)
@@ -233,7 +234,10 @@ def _vote(dataset, answers, rows, num_clusters):
       scores['agreement'], [row['train']['acc'] for row in rows]
     )
     scores |= {} if found is None else {'rank_correlation': found}
-  return scores, {f'{split}_vote': own for split, own in votes.items()}
+  arrays = {f'{split}_vote': own for split, own in votes.items()}
+  return scores, arrays | {
+    f'{split}_seeds': own for split, own in labels.items()
+  }
 
 
 def represent(

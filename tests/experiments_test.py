@@ -230,6 +230,10 @@ def test_each_of_several_seeds_is_a_run_of_its_own(tmp_path, capfd):
   assert '\n  vote ' in out
   with np.load(tmp_path / 'all' / 'assignments.npz') as arrays:
     assert arrays['test_vote'].shape == arrays['test_labels'].shape
+    first, last = arrays['train_seeds']
+    np.testing.assert_array_equal(first, arrays['train_labels'])
+  with np.load(second / 'assignments.npz') as arrays:
+    np.testing.assert_array_equal(last, arrays['train_labels'])
 
 
 @pytest.mark.slow
