@@ -343,7 +343,7 @@ def _parse(arrays):
     like['params'] = jax.eval_shape(lambda key: method.init(key, None), key)
     one_or_each = 1 if arrays['scale'].shape == (1, 1) else num_features
     like['scale'] = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
-  if manifold := recipe['manifold']:
+  if manifold := recipe.get('manifold'):
     num_points = len(arrays['manifold/points'])
     check_count('num_neighbors', manifold['num_neighbors'], high=num_points)
     like['manifold'] = neighbors.Manifold(

@@ -60,6 +60,7 @@ def listening() -> Iterator[None]:
     os.close(writer)
     watcher.join()
     os.close(reader)
+    _requests.number = None
 
 
 def _stop(number, _):

@@ -133,7 +133,9 @@ def train(build, network, dtype, key, images):
   targets = ()
   if method.targets is not None:
     embeddings = jnp.zeros((len(images), method.code_size))
-    targets = jax.vmap(method.targets, (0, None))(params, embeddings)
+    targets = jax.vmap(method.targets, (0, None, None))(
+      params, embeddings, None
+    )
   every = jnp.arange(len(images), dtype=jnp.int32)
   order = draw_order(keys, 0, every, 16)
   state = steps.train_steps(

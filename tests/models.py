@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import gmm, model
+from jaxclust.algorithms import neighbors
 from jaxclust.model import Model
 
 SHAPE = (6, 5, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
 KINDS = ('kmeans', 'cosine', 'ae_kmeans', 'mlp_kmeans', 'dec', *gmm.FAMILIES)
+KINDS += ('n2d',)
 
 
 def recipe_of(kind, image_shape=SHAPE):
@@ -33,6 +35,9 @@ def recipe_of(kind, image_shape=SHAPE):
   if kind == 'dec':
     recipe |= {'clusterer': '', 'clusterer_options': {}, 'method': 'dec'}
     recipe['method_options'] = {'num_clusters': 3}
+  if kind == 'n2d':
+    recipe['clusterer_options']['covariance'] = 'full'
+    recipe['manifold'] = {'num_neighbors': 2, 'num_features': 8}
   return recipe
 
 
@@ -52,6 +57,11 @@ def model_of(kind):
   if recipe['method']:
     scale = np.maximum(points.std(axis=0, keepdims=True), np.float32(0.1))
     own = own._replace(scale=jnp.asarray(scale))
+  if kind == 'n2d':
+    manifold = neighbors.embed(points / scale, **recipe['manifold'])
+    own = own._replace(manifold=manifold)
+    means = np.asarray(own.points(IMAGES))[:3]
+    return own._replace(clusters=_clusters('full', means))
   return own._replace(clusters=_clusters(kind, points[:3] / scale))
 
 

@@ -94,7 +94,7 @@ def test_bounds_change_nothing(metric, weighted):
   weight = np.random.default_rng(0).integers(0, 3, 500) if weighted else None
   rows = rows_of(X, weight, metric)
   state = assert_same(starts(rows), rows)
-  assert (state.num_steps > 10).all()
+  assert (state.num_steps > 5).all()
 
 
 def test_bounds_change_nothing_on_two_devices():

@@ -37,12 +37,16 @@ SMALL = {
     '--config.prototypes.num_heads=2',
     '--config.prototypes.num_prototypes=20',
   ],
-  'dcn': [],  # both run in the leaderboard
+  'dcn': [],  # these three run in the leaderboard
+  'n2d': [],
   'vade': [],
   'predict': ['--config.export=True'],
   'leaderboard': [
     '--config.num_seeds=2',
-    "--config.methods=('dcn', 'vade')",
+    "--config.methods=('dcn', 'vade', 'n2d')",
+    '--config.runs.n2d.training.num_epochs=2',
+    '--config.runs.n2d.network.features=(16, 5)',
+    '--config.runs.n2d.gmm.num_restarts=1',
     *(
       f'--config.runs.{name}.{option}'
       for name in ('dcn', 'vade')

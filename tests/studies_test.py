@@ -64,7 +64,7 @@ def test_a_leaderboard_has_a_run_for_each_method_and_goes_on(finished, capsys):
   path, out = finished('leaderboard')
   assert 'vade: autoencoder-vade' in out
   rows = read(path)['leaderboard']
-  assert [row['name'] for row in rows] == ['dcn', 'vade']
+  assert [row['name'] for row in rows] == ['dcn', 'vade', 'n2d']
   for row in rows:
     own = read(path / row['name'])
     for split in ('train', 'test'):
