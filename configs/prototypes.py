@@ -3,8 +3,11 @@ r"""The flagship: prototypes with balanced assignments, heads that cluster them.
   python launch.py --config=configs/prototypes.py
   python launch.py --config=configs/prototypes.py:digits
 
-Fashion-MNIST: ACC 0.750 +- 0.002, ARI 0.61, seven minutes on two cores; digits:
-ACC 0.96 +- 0.025, a minute.
+  python launch.py --config=configs/prototypes.py \
+    --config.stages="('prototypes', 'neighbors')"
+
+Fashion-MNIST: ACC 0.751 +- 0.001, ARI 0.61, eight minutes on two cores; digits:
+ACC 0.96 +- 0.025, a minute. The stage of neighbours raises NMI and ARI by 0.005.
 
 Views of an image tell the network what does not matter: where a thing lies, how
 large and how bright it is. Left and right are swapped only where they may be:
@@ -65,6 +68,7 @@ def get_config(variant: str = 'fashion_mnist'):
     config.training.flip = 0.0
     config.training.max_rotation = 15.0
   if variant == 'digits':
+    config.network.name = 'strided'  # edges of 8x8 pixels tell little
     config.data.size = (16, 16)
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0

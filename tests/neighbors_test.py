@@ -116,16 +116,18 @@ def test_the_loss_is_the_formula_in_float64(name):
     targets = jnp.round(targets)  # some are sure
   own = targets if name == 'self_labels' else (None, targets)
   batch = Batch(views, views[:, 0], jnp.ones(num_images), own)
-  found = method.loss(params, batch, 0, alone)
+  found = jax.jit(method.loss, static_argnums=3)(params, batch, 0, alone)
 
   def mean_of(x):
     return x.reshape(-1, x.shape[-1]).mean(axis=0)
 
   network = params['network']
-  code = NETWORK.apply(network, views[:, 0], mean_of, method='encode')
-  expected = 0.0
+  encode = jax.jit(
+    lambda x: NETWORK.apply(network, x, mean_of, method='encode')
+  )
+  code = encode(views[:, 0])
+  expected, finished = 0.0, jax.jit(method.finish)(params, views[:, 0])
   for run in range(3):
-    finished = method.finish(params, views[:, 0])
     own = run_of(finished['heads'], run)
     clusters = {'head': own, 'centers': params['centers']}
     p = np.float64(method.assigner.probabilities(clusters, code))
@@ -147,19 +149,10 @@ def plan_patterns(name, **options):
 
 @functools.cache
 def stages():
-  """Prototypes of patterns that are trained too little, then neighbours, then
-  what heads are sure of."""
-  build = functools.partial(
-    METHODS['prototypes'],
-    num_clusters=4,
-    num_heads=3,
-    num_prototypes=12,
-  )
-  plan = plan_patterns('prototypes', build=build, num_epochs=4)
+  """ACC of heads on a network of random weights, after each stage."""
   found, params = {}, None
-  for name in ('prototypes', *BUILDS):
-    if name in BUILDS:
-      plan = plan_patterns(name, num_epochs=8)
+  for name in BUILDS:
+    plan = plan_patterns(name, num_epochs=8)
     course = training.start(plan, training.blank(plan, params))
     course, _ = train(plan, course)
     params = training.final_params(plan, course)
@@ -169,11 +162,10 @@ def stages():
 
 
 @pytest.mark.slow
-def test_neighbours_and_labels_of_their_own_improve_heads():
+def test_heads_learn_from_neighbours_and_keep_what_they_are_sure_of():
   found = stages()
   assert found['neighbors'] > 0.95
   assert found['self_labels'] >= found['neighbors'] - 0.01
-  assert found['neighbors'] >= found['prototypes']
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
