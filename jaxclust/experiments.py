@@ -329,7 +329,7 @@ def _row(name, summary):
     for split in ('train', 'test')
     if split in summary
   }
-  own = summary['experiment'].split('-')
+  own = [*summary['experiment'].split('-'), 'manifold']
   seconds = sum(summary['seconds'].get(phase, 0.0) for phase in own)
   return {'name': name, 'seconds': seconds / len(seeds), **scores}
 
