@@ -19,7 +19,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_num_cpu_devices', 2)
 
 # Seconds of compilation from which a program is kept on disk.
-_KEPT_SECONDS = 0.2
+_KEPT_SECONDS = 0.1
 
 
 def pytest_configure(config):
@@ -81,11 +81,3 @@ def light_compiler():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture
-def whole_compiler(light_compiler):
-  """For the large data of a test among those of `light_compiler`."""
-  jax.config.update('jax_disable_most_optimizations', False)
-  yield
-  jax.config.update('jax_disable_most_optimizations', True)

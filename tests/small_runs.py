@@ -42,7 +42,7 @@ SMALL = {
   'vade': [],
   'predict': ['--config.export=True'],
   'leaderboard': [
-    '--config.num_seeds=2',
+    '--config.num_seeds=1',
     "--config.methods=('dcn', 'vade', 'n2d')",
     '--config.runs.n2d.training.num_epochs=2',
     '--config.runs.n2d.network.features=(16, 5)',
