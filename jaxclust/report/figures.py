@@ -162,7 +162,7 @@ def leaderboard(path: Path, rows: Sequence[dict]) -> Path:
   bars = axes.barh([row['name'] for row in rows], means, color='0.8')
   for place, own in enumerate(scores):
     axes.plot(own, [place] * len(own), 'o', color=COLORS[0], markersize=4)
-  axes.bar_label(bars, [f'{mean:.3f}' for mean in means], padding=8)
+  axes.bar_label(bars, [f'{mean:.3f}' for mean in means], label_type='center')
   axes.set_xlim(0, 1.08)
   axes.invert_yaxis()
   return _save(axes.figure, path)
