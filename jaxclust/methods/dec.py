@@ -26,7 +26,7 @@ from jaxclust.algorithms import kmeans
 from jaxclust.algorithms.assignment import Assigner, assign_by_shares
 from jaxclust.frames import dot
 from jaxclust.methods.autoencoder import check_decoder, reconstruction_errors
-from jaxclust.methods.method import Method, per_image
+from jaxclust.methods.method import Method, apply_network, per_image
 
 
 @functools.cache
@@ -79,8 +79,8 @@ def dec(
   return Method(
     init=init,
     loss=per_image(losses_of),
-    embed=functools.partial(_apply, network, 'encode'),
-    decode=functools.partial(_apply, network, 'decode'),
+    embed=functools.partial(apply_network, network, 'encode'),
+    decode=functools.partial(apply_network, network, 'decode'),
     operations=network.count_operations(),
     code_size=network.code_size(),
     start=start,
@@ -89,10 +89,6 @@ def dec(
     clusters=lambda params: params['centers'],
     check=check,
   )
-
-
-def _apply(network, method, params, x):
-  return network.apply(params['network'], x, method=method)
 
 
 def shares(centers: jax.Array, x: jax.Array) -> jax.Array:

@@ -57,6 +57,11 @@ class Method(NamedTuple):
   check: Callable = lambda num_images: None  # raises an InputError
 
 
+def apply_network(network: Any, method: str, params: dict, x: jax.Array) -> Any:
+  """What a method of a Linen module makes of x, by `params['network']`."""
+  return network.apply(params['network'], x, method=method)
+
+
 def per_image(losses_of: Callable) -> Callable:
   """The loss of a method whose images do not see one another.
 

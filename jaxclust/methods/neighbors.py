@@ -26,7 +26,7 @@ from jaxclust.algorithms.consensus import entropy
 from jaxclust.algorithms.neighbors import nearest
 from jaxclust.frames import dot, unit_rows
 from jaxclust.methods import heads
-from jaxclust.methods.method import Method
+from jaxclust.methods.method import Method, apply_network
 
 
 @functools.cache
@@ -164,13 +164,10 @@ def _method(
       'network': encoder,
     }
 
-  def embed(params, pixels):
-    return network.apply(params['network'], pixels, method='encode')
-
   return Method(
     init=init,
     loss=loss,
-    embed=embed,
+    embed=functools.partial(apply_network, network, 'encode'),
     operations=network.count_operations(),
     code_size=size,
     couples=True,

@@ -33,7 +33,7 @@ from jaxclust import checks
 from jaxclust.algorithms.consensus import entropy
 from jaxclust.frames import dot, unit_rows
 from jaxclust.methods import heads
-from jaxclust.methods.method import Method
+from jaxclust.methods.method import Method, apply_network
 
 # Numbers of the space of the prototypes.
 _SPACE = 128
@@ -106,7 +106,7 @@ def prototypes(
   return Method(
     init=functools.partial(_init, parts),
     loss=functools.partial(_loss, parts),
-    embed=functools.partial(_embed, network),
+    embed=functools.partial(apply_network, network, 'encode'),
     operations=num_views * network.count_operations(),
     code_size=network.code_size(),
     num_views=num_views,
@@ -128,10 +128,6 @@ def _check(parts, num_images):
   checks.check_number('balance', parts.balance)
   checks.check_number('temperature', parts.temperature, 0.01, 10)
   checks.check_number('sharpness', parts.sharpness, 0.02, 10)
-
-
-def _embed(network, params, pixels):
-  return network.apply(params['network'], pixels, method='encode')
 
 
 def _init(parts, key, previous):

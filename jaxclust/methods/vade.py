@@ -26,7 +26,7 @@ from jaxclust.algorithms.assignment import MIXTURE
 from jaxclust.algorithms.gmm import GMMParams
 from jaxclust.frames import dot
 from jaxclust.methods.autoencoder import check_decoder
-from jaxclust.methods.method import Method, per_image
+from jaxclust.methods.method import Method, apply_network, per_image
 
 # Share of the codes' variance that q(z | x) starts with.
 _FIRST_SHARE = 0.1
@@ -62,7 +62,7 @@ def vade(
     checks.check_number('deviation', deviation, low=1e-3)
     checks.check_number('reg', reg)
 
-  apply = functools.partial(_apply, network)
+  apply = functools.partial(apply_network, network)
   return Method(
     init=functools.partial(_init, network, num_clusters),
     loss=per_image(functools.partial(_losses, network, deviation)),
@@ -104,19 +104,15 @@ def _start(num_restarts, reg, key, params, x):
   }
 
 
-def _apply(network, method, params, x):
-  return network.apply(params['network'], x, method=method)
-
-
 def _losses(network, deviation, params, batch):
   """The negative of the lower bound `[B]`, but for a constant."""
-  mean = _apply(network, 'encode', params, batch.views[:, 0])
+  mean = apply_network(network, 'encode', params, batch.views[:, 0])
   spread = params['spread']
   log_variance = dot(mean, spread['kernel']) + spread['bias'][None]
   log_variance = jnp.maximum(log_variance, _LOWEST)
   noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))
   z = mean + jnp.exp(log_variance / 2) * noise(batch.keys)
-  rebuilt = _apply(network, 'decode', params, z)
+  rebuilt = apply_network(network, 'decode', params, z)
   errors = jnp.square(rebuilt - batch.wanted).sum(axis=(1, 2, 3))
   prior = mixture_of(params)
   return errors / (2 * deviation**2) + divergence(prior, mean, log_variance, z)
