@@ -6,7 +6,7 @@ import importlib
 _PLACES = {
   'gmm': 'jaxclust.algorithms.gmm',
   'kmeans': 'jaxclust.algorithms.kmeans',
-  'load': 'jaxclust.model:load',
+  'load': 'jaxclust.storage:load',
 }
 
 __all__ = [*_PLACES]

@@ -25,6 +25,7 @@ TRAINING = {
   'blur': 0.0,  # largest standard deviation, pixels
   'contrast': 0.0,  # largest relative change
   'brightness': 0.0,  # largest relative change
+  'pattern': 0.0,  # largest depth of a random pattern on the image
   'erase': 0.0,  # largest share of the area that is erased
   'noise': 0.0,  # standard deviation of noise to be removed
   'patience': 0,  # epochs without a lower validation loss; 0: make all

@@ -1,7 +1,7 @@
 """A trained model: names, options and parameters that take images to clusters.
 
-A run that clusters leaves `model.npz`. The run itself and whoever loads it go
-the same way from images to clusters, so that both see the same numbers.
+The run itself and whoever loads its model go the same way from images to
+clusters, so that both see the same numbers.
 
 Axes: N images, H height, W width, C channels, D features of a point,
 K clusters.
@@ -17,21 +17,15 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxclust import data, encoding, networks, workdir
-from jaxclust.algorithms import kmeans, neighbors
+from jaxclust import encoding, networks, workdir
+from jaxclust.algorithms import kmeans, neighbors, spreading
 from jaxclust.algorithms.assignment import ALGORITHMS, Assigner, Assignment
 from jaxclust.checks import check_count
-from jaxclust.errors import InputError, one_line
+from jaxclust.errors import InputError
 from jaxclust.inputs import check_values, place
-from jaxclust.methods import METHODS, Method
+from jaxclust.methods import METHODS, Method, committee
 from jaxclust.prefetch import ahead
-
-FILE = 'model.npz'
-
-# Version of the layout of that file.
-_FORMAT = 2
 
 # Platforms that an exported program runs on.
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -48,7 +42,7 @@ class Model(NamedTuple):
   """
 
   recipe: dict  # names and options, as JSON has them
-  clusters: Any  # centers [K, D] or GMMParams
+  clusters: Any  # what the assigner takes
   assigner: Assigner | None
   method: Method | None  # None where the pixels are the points
   params: Any  # of the method
@@ -221,6 +215,8 @@ def make_recipe(config: Any, image_shape: tuple[int, int, int]) -> dict:
   recipe['clusterer_options'] = config[clusterer].to_dict() if clusterer else {}
   recipe['method'] = stages[-1] if stages else ''
   recipe['manifold'] = dict(config.get('manifold', {}))
+  spread = dict(config.get('spread', {}))
+  recipe['spread'] = spread if spread.get('num_neighbors') else {}
   if stages:
     recipe['network'] = config.network.to_dict()
     recipe['method_options'] = stage_options(config, stages[-1])[1]
@@ -241,9 +237,13 @@ def stage_options(config: Any, stage: str) -> tuple[dict, dict]:
 
 
 def method_of(recipe: dict) -> Method | None:
-  """The method of a recipe on its network, if it has one."""
+  """The method of a recipe on its network, or of its members; None if it has
+  none."""
+  if members := recipe.get('members'):
+    return committee(tuple(map(method_of, members)))
   if not recipe['method']:
     return None
+  networks.check_options(**recipe['network'])
   network = networks.build(recipe['image_shape'], **recipe['network'])
   return METHODS[recipe['method']](network, **recipe['method_options'])
 
@@ -254,11 +254,12 @@ def assemble(
   scale: Any = None,
   clusters: Any = None,
   manifold: neighbors.Manifold | None = None,
+  spread: spreading.Spread | None = None,
 ) -> Model:
   """The model of a recipe from `make_recipe`.
 
   A method has parameters and a scale `[1, D]` or `[1, 1]`, a clusterer has
-  clusters.
+  clusters, which may have been spread.
   """
   method, assigner = method_of(recipe), None
   if recipe['clusterer']:
@@ -266,112 +267,10 @@ def assemble(
     assigner = ALGORITHMS[recipe['clusterer']].assigner(options)
   elif method and method.assigner:
     assigner, clusters = method.assigner, method.clusters(params)
+  if spread is not None:
+    assigner = spreading.spreading(assigner, **recipe['spread'])
+    clusters = clusters, spread
   return Model(recipe, clusters, assigner, method, params, scale, manifold)
-
-
-def save(path: pathlib.Path, model: Model) -> None:
-  """Writes a model into a run directory, as arrays and a recipe in JSON."""
-  parts = {'params': model.params, 'scale': model.scale}
-  if model.recipe['clusterer']:
-    parts['clusters'] = model.clusters
-  if model.manifold is not None:
-    parts['manifold'] = model.manifold
-  recipe = json.dumps(model.recipe)
-  arrays = _flatten(parts)
-  workdir.write_arrays(path, FILE, format=_FORMAT, recipe=recipe, **arrays)
-
-
-def _flatten(tree):
-  return {
-    keystr(place, simple=True, separator='/'): leaf
-    for place, leaf in tree_leaves_with_path(tree)
-  }
-
-
-def load(path: str | pathlib.Path) -> Model:
-  """Loads the model of a finished run from its directory, without its data.
-
-  Raises:
-    InputError: if there is no such directory, its run is not finished or leaves
-      no model, or the file is damaged.
-  """
-  if not str(path) or not pathlib.Path(path).expanduser().is_dir():
-    raise InputError(
-      f'the run {str(path)!r} is not a directory: name that of a finished run, '
-      'as runs/autoencoder-gmm-digits-...'
-    )
-  path = pathlib.Path(path).expanduser()
-  file = path / FILE
-  if not workdir.is_finished(path):
-    raise InputError(
-      f'the run in {path} is not finished: run its command with '
-      f'--workdir={path} to the end'
-    )
-  if not file.exists():
-    raise InputError(
-      f'{path} holds no {FILE}: only runs that cluster leave one; run one in '
-      'another directory'
-    )
-  remedy = 'run its command again in another directory'
-  arrays = data.read_npz(file, remedy)
-  if not np.array_equal(arrays.get('format'), _FORMAT):
-    raise InputError(
-      f'{file} has format {arrays.get("format")}, and this version of jaxclust '
-      f'reads format {_FORMAT}: {remedy}'
-    )
-  try:
-    return _parse(arrays)
-  except Exception as error:  # a recipe may hold anything
-    raise InputError(
-      f'{file} does not hold a model ({one_line(error)}): {remedy}'
-    ) from error
-
-
-def _parse(arrays):
-  """The model that arrays hold; raises any kind of error if they do not."""
-  recipe = workdir.parse_object(str(arrays['recipe']).encode())
-  height, width, channels = recipe['image_shape']
-  for size in (height, width, channels):
-    check_count('a size', size)
-  like, num_features = {}, height * width * channels
-  if recipe['method']:
-    check_count('a size', recipe['batch_size'])
-    networks.check_options(**recipe['network'])
-    method = method_of(recipe)
-    num_features = method.code_size
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    like['params'] = jax.eval_shape(lambda key: method.init(key, None), key)
-    one_or_each = 1 if arrays['scale'].shape == (1, 1) else num_features
-    like['scale'] = jax.ShapeDtypeStruct((1, one_or_each), np.float32)
-  if manifold := recipe.get('manifold'):
-    num_points = len(arrays['manifold/points'])
-    check_count('num_neighbors', manifold['num_neighbors'], high=num_points)
-    like['manifold'] = neighbors.Manifold(
-      jax.ShapeDtypeStruct((num_points, num_features), np.float32),
-      jax.ShapeDtypeStruct((num_points, manifold['num_features']), np.float32),
-    )
-    num_features = manifold['num_features']
-  if recipe['clusterer']:
-    clusterer, options = recipe['clusterer'], recipe['clusterer_options']
-    like['clusters'] = ALGORITHMS[clusterer].like(num_features, options)
-  model = assemble(recipe, **_fill(like, arrays))
-  if model.assigner is None:
-    raise ValueError('nothing in it assigns images')
-  return model
-
-
-def _fill(like, arrays):
-  """A pytree of shapes with arrays in their places."""
-  leaves = []
-  for name, shape in _flatten(like).items():
-    array = arrays[name]
-    if array.shape != shape.shape or array.dtype != shape.dtype:
-      raise ValueError(
-        f'{name} is {array.dtype} {array.shape}, and not {shape.dtype} '
-        f'{shape.shape}'
-      )
-    leaves.append(jnp.asarray(array))
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def export(model: Model, path: str | pathlib.Path) -> None:

@@ -235,20 +235,18 @@ class StridedEncoder(nn.Module):
     image_shape: (H, W, C).
     features: channels of the convolutions, then the width of the code.
     dtype: of the activations.
-    sees_edges: whether `layers.edges` are given to it beside the image.
+    sees: of `_SIGHTS`: the image, its `layers.edges`, or both.
   """
 
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (32, 64, 128, 256)
   dtype: Any = jnp.float32
-  sees_edges: bool = False
+  sees: str = 'image'
 
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
-    if self.sees_edges:
-      images = jnp.concatenate([images, layers.edges(images)], axis=3)
-    x = images.astype(self.dtype)
+    x = _SIGHTS[self.sees](images).astype(self.dtype)
     *channels, width = self.features
     for number, count in enumerate(channels):
       size = 3 if number else 5
@@ -276,7 +274,7 @@ class StridedEncoder(nn.Module):
   def count_operations(self) -> int:
     """Additions and multiplications for the code of one image."""
     height, width, channels = self.image_shape
-    channels *= 3 if self.sees_edges else 1
+    channels *= {'image': 1, 'edges': 2, 'both': 3}[self.sees]
     total = 0
     for number, count in enumerate(self.features[:-1]):
       height, width = -(-height // 2), -(-width // 2)
@@ -286,6 +284,13 @@ class StridedEncoder(nn.Module):
     return 2 * (total + height * width * channels * self.features[-1])
 
 
+# What a network sees of images [B, H, W, C].
+_SIGHTS = {
+  'image': lambda x: x,
+  'edges': layers.edges,
+  'both': lambda x: jnp.concatenate([x, layers.edges(x)], axis=3),
+}
+
 # Weights that are normalised by the batch: small ones turn faster in a step.
 _SMALL = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
@@ -293,7 +298,8 @@ NETWORKS = {
   'conv': ConvAutoencoder,
   'mlp': DenseAutoencoder,
   'strided': StridedEncoder,
-  'edges': functools.partial(StridedEncoder, sees_edges=True),
+  'edges': functools.partial(StridedEncoder, sees='both'),
+  'outlines': functools.partial(StridedEncoder, sees='edges'),
 }
 
 

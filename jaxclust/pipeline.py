@@ -25,9 +25,10 @@ from jaxclust import (
   phases,
   plans,
   selection,
+  storage,
   workdir,
 )
-from jaxclust.algorithms import consensus, neighbors
+from jaxclust.algorithms import consensus, neighbors, spreading
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, batches
@@ -90,7 +91,14 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
       f'config.standardize is True, but {config.stages[-1]} assigns its '
       'embeddings as they are: set it to False, or name a config.clusterer'
     )
+  check_spread(config, dataset)
   return dataset, functools.partial(_run, config, dataset)
+
+
+def check_spread(config: Any, dataset: Dataset) -> None:
+  """Checks how neighbours are to agree on clusters, if they are."""
+  if config.get('spread', {}).get('num_neighbors'):
+    spreading.check(len(dataset.images), **config.spread)
 
 
 def check_stages(config: Any, dataset: Dataset) -> tuple[int, Method | None]:
@@ -181,6 +189,7 @@ def _run(config, dataset, path, seconds):
   rows, sections, answers = [], [], []
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
+    own = spread(own, found.points['train'], seconds)
     with timed(seconds, 'score'):
       judged = {split: own.judge(x) for split, x in found.points.items()}
       labels = {
@@ -192,7 +201,7 @@ def _run(config, dataset, path, seconds):
     answers.append(labels)
     if seed == config.seed:
       arrays = _arrays(own, labels, found.points)
-      model.save(path, own)
+      storage.save(path, own)
       with timed(seconds, 'figures'):
         stage = next(iter(config.stages), None)
         shown = findings.find(
@@ -336,6 +345,19 @@ def _cluster(config, path, seed, found, seconds):
   records = workdir.read_log(path, phase=name, seed=seed)
   history = [row for r in records for row in r['restarts']]
   return found.own._replace(clusters=clusters), fit, np.array(history, float)
+
+
+def spread(own: Model, x: jax.Array, seconds: dict) -> Model:
+  """The model whose clusters the neighbours among points `[N, D]` have agreed
+  upon, if its recipe says so."""
+  if not own.recipe['spread']:
+    return own
+  with timed(seconds, 'spread'):
+    shares = spreading.shares_of(own.assigner, own.clusters, x)
+    found = spreading.spread(x, shares, **own.recipe['spread'])
+    return model.assemble(
+      *(own.recipe, own.params, own.scale, own.clusters, own.manifold), found
+    )
 
 
 def _silhouette(x, labels, own):

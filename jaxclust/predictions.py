@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclust import data, findings, model, pipeline, workdir
+from jaxclust import data, findings, model, pipeline, storage, workdir
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
@@ -26,7 +26,7 @@ _TYPICAL = 12
 
 def prepare(config: Any) -> tuple[Dataset, Callable]:
   """Loads a model, and images, which are made like those of its run."""
-  own = model.load(config.run)
+  own = storage.load(config.run)
   size = own.image_shape[:2]
   if data.as_size(config.data.size) not in (None, size):
     raise InputError(

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from models import model_of
 from PIL import Image
 
-from jaxclust import checkpoints, data, model
+from jaxclust import checkpoints, data, storage
 from jaxclust.data import originals, tfds
 from jaxclust.errors import InputError
 
@@ -108,8 +108,8 @@ def test_an_npz_of_any_arrays_is_read_or_refused(folder, arrays):
 
 def arrays_of(kind, folder):
   """What the file of a model holds, its recipe apart."""
-  model.save(folder, model_of(kind))
-  with np.load(folder / model.FILE) as file:
+  storage.save(folder, model_of(kind))
+  with np.load(folder / storage.FILE) as file:
     arrays = dict(file)
   return json.loads(str(arrays.pop('recipe'))), arrays
 
@@ -161,10 +161,10 @@ def test_a_model_of_any_arrays_is_loaded_or_refused(
   arrays = arrays | {'recipe': json.dumps(recipe | changes)}
   if array is not None:
     arrays[names[number % len(names)]] = array
-  np.savez(folder / model.FILE, **arrays)
+  np.savez(folder / storage.FILE, **arrays)
   (folder / 'summary.json').touch()
   with contextlib.suppress(InputError):
-    own = model.load(folder)
+    own = storage.load(folder)
     assert own.decode(own.centers).shape[1:] == own.image_shape
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxclust
-from jaxclust import encoding, kmeans, model, networks, plans, steps, training
+from jaxclust import encoding, kmeans, networks, plans, steps, storage, training
 from jaxclust.data.augment import from_options
 from jaxclust.data.batches import draw_order
 from jaxclust.methods import METHODS
@@ -26,13 +26,14 @@ ORDER = [
   ('', 'networks'),
   ('algorithms', 'consensus neighbors distances solver covariances lloyd em'),
   ('algorithms', 'seeding prediction densities products pruning runs'),
-  ('algorithms', 'kmeans gmm assignment'),
+  ('algorithms', 'kmeans gmm assignment spreading'),
   ('data', 'originals images tfds sources augment batches'),
   ('methods', 'method heads autoencoder dec dcn vade prototypes neighbors'),
+  ('methods', 'committee'),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
-  ('', 'phases model selection'),
+  ('', 'phases model storage selection'),
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
@@ -114,7 +115,7 @@ def test_importing_the_package_is_light():
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
   assert jaxclust.kmeans is kmeans
-  assert jaxclust.load is model.load
+  assert jaxclust.load is storage.load
 
 
 IMAGES = jax.ShapeDtypeStruct((40, 8, 8, 1), jnp.uint8)

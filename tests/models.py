@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import gmm, model
+from jaxclust import gmm, model, pipeline, storage
 from jaxclust.algorithms import neighbors
 from jaxclust.model import Model
 
 SHAPE = (6, 5, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
 KINDS = ('kmeans', 'cosine', 'ae_kmeans', 'mlp_kmeans', 'dec', *gmm.FAMILIES)
-KINDS += ('n2d',)
+KINDS += ('n2d', 'spread', 'committee')
 
 
 def recipe_of(kind, image_shape=SHAPE):
@@ -26,18 +26,26 @@ def recipe_of(kind, image_shape=SHAPE):
     'network': {'name': 'conv', 'features': [4, 2]},
     'method_options': {},
     'batch_size': 16,
+    'manifold': {},
+    'spread': {},
   }
   if kind in KINDS[:4]:
     metric = 'cosine' if kind == 'cosine' else 'euclidean'
     recipe['clusterer_options'] = {'num_clusters': 3, 'metric': metric}
   if kind == 'mlp_kmeans':
     recipe['network'] = {'name': 'mlp', 'features': [7, 4]}
-  if kind == 'dec':
+  if kind in ('dec', 'spread'):
     recipe |= {'clusterer': '', 'clusterer_options': {}, 'method': 'dec'}
     recipe['method_options'] = {'num_clusters': 3}
   if kind == 'n2d':
     recipe['clusterer_options']['covariance'] = 'full'
     recipe['manifold'] = {'num_neighbors': 2, 'num_features': 8}
+  if kind == 'committee':
+    members = [recipe_of('dec'), recipe_of('dec')]
+    members[1]['network'] = {'name': 'mlp', 'features': [7, 4]}
+    recipe |= {'clusterer': '', 'method': 'committee', 'members': members}
+  if kind in ('spread', 'committee'):
+    recipe['spread'] = {'num_neighbors': 3, 'strength': 0.9}
   return recipe
 
 
@@ -50,9 +58,15 @@ def model_of(kind):
     params = _draw_params(model.method_of(recipe))
   own = model.assemble(recipe, params, one)
   points = np.asarray(own.points(IMAGES))
-  if kind == 'dec':
+  if kind in ('dec', 'spread'):
     params |= {'centers': jnp.asarray(points[:3])}
-    return model.assemble(recipe, params, one)
+    return _spread(model.assemble(recipe, params, one), points)
+  if kind == 'committee':
+    conv, dense = params['members']
+    conv['centers'] = jnp.asarray(points[:3, :8])
+    dense['centers'] = jnp.asarray(points[:3, 8:])
+    params['names'] = jnp.array([[0, 1, 2], [1, 2, 0]], jnp.int32)
+    return _spread(model.assemble(recipe, params, one), points)
   scale = np.ones((1, 1), np.float32)
   if recipe['method']:
     scale = np.maximum(points.std(axis=0, keepdims=True), np.float32(0.1))
@@ -63,6 +77,10 @@ def model_of(kind):
     means = np.asarray(own.points(IMAGES))[:3]
     return own._replace(clusters=_clusters('full', means))
   return own._replace(clusters=_clusters(kind, points[:3] / scale))
+
+
+def _spread(own, x):
+  return pipeline.spread(own, jnp.asarray(x), {})
 
 
 def _draw_params(method):
@@ -100,6 +118,6 @@ def mixture_of_pixels(image_shape, params):
 def leave(path, own: Model):
   """Writes a model into a directory that looks like that of a finished run."""
   path.mkdir(exist_ok=True)
-  model.save(path, own)
+  storage.save(path, own)
   (path / 'summary.json').write_text('{}')
   return path

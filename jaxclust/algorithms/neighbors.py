@@ -56,6 +56,14 @@ def nearest(x: jax.Array, num_neighbors: int) -> tuple[jax.Array, jax.Array]:
   return _nearest(x, x, num_neighbors, True)
 
 
+def nearest_in(
+  points: jax.Array, x: jax.Array, num_neighbors: int
+) -> tuple[jax.Array, jax.Array]:
+  """The same of points `[M, D]`, whose neighbours `[M, n]` are among others
+  `[N, D]`; a point that is one of them is its own."""
+  return _nearest(points, x, num_neighbors, False)
+
+
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _nearest(points, x, num_neighbors, are_same):
   """The nearest of points `[N, D]` to x `[M, D]`; none is its own if x are the
@@ -151,5 +159,5 @@ def _leading_vectors(graph, count):
 def extend(manifold: Manifold, x: jax.Array, num_neighbors: int) -> jax.Array:
   """Places `[M, d]` of points `[M, D]`: the mean of those of their nearest
   neighbours in the manifold, with length one."""
-  numbers, _ = _nearest(manifold.points, x, num_neighbors, False)
+  numbers, _ = nearest_in(manifold.points, x, num_neighbors)
   return unit_rows(manifold.places[numbers].mean(axis=1))

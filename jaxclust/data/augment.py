@@ -38,9 +38,14 @@ OPTIONS = {
   'blur': (0.0, 0.0, 10.0),  # largest standard deviation, pixels
   'contrast': (0.0, 0.0, 1.0),  # largest relative change, about the mean
   'brightness': (0.0, 0.0, 1.0),  # largest relative change
+  'pattern': (0.0, 0.0, 1.0),  # largest depth of a random pattern on the image
   'erase': (0.0, 0.0, 0.9),  # largest share of the area that is erased
   'noise': (0.0, 0.0, jnp.inf),  # standard deviation; not in what is wanted
 }
+
+
+# Size of the coarse patterns, and the share of views that stay plain.
+_COARSE, _PLAIN = (5, 5), 0.3
 
 
 class Augmentation(NamedTuple):
@@ -51,6 +56,7 @@ class Augmentation(NamedTuple):
   motion: Any = None  # max_shift, max_rotation
   blur: Any = None
   tone: Any = None  # contrast, brightness
+  pattern: Any = None
   erase: Any = None
   noise: Any = None
 
@@ -82,6 +88,7 @@ erase=None, noise=(0.1,))
     motion=group('max_shift', 'max_rotation'),
     blur=group('blur'),
     tone=group('contrast', 'brightness'),
+    pattern=group('pattern'),
     erase=group('erase'),
     noise=group('noise'),
   )
@@ -109,7 +116,7 @@ def augment(
   noise = Augmentation(noise=augmentation.noise)
   views, wanted = [], None
   for view in range(num_views):
-    own = fold_in(keys, len(_CHANGES) + view) if view else keys
+    own = fold_in(keys, len(_CHANGES) + view - 1) if view else keys
     if view == 2 and augmentation.extra is not None:
       most, *others = augmentation.crop[:3]
       clean = clean._replace(crop=(*augmentation.extra, *others, most))
@@ -199,6 +206,24 @@ def _tone(contrast, brightness, key, image):
   return jnp.clip((1 + brightness * draws[1]) * image, 0, 1)
 
 
+def _pattern(depth, key, image):
+  """Darkens an image by random patches, coarse and smooth or fine and sharp.
+
+  Their depth is up to `depth` times the image; a share of the views has none.
+  """
+  height, width, _ = image.shape
+  keys = jax.random.split(key, 4)
+  coarse = jax.random.uniform(keys[0], _COARSE, image.dtype)
+  coarse = jax.image.resize(coarse, (height, width), 'linear')
+  half = -(-height // 2), -(-width // 2)
+  fine = jax.random.uniform(keys[1], half, image.dtype)
+  fine = fine.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+  patches = jnp.where(jax.random.bernoulli(keys[2]), coarse, fine)
+  drawn = jax.random.uniform(keys[3], (), image.dtype, -_PLAIN, 1 - _PLAIN)
+  strength = depth * jnp.maximum(drawn, 0) / (1 - _PLAIN)
+  return image * (1 - strength * patches[..., None])
+
+
 def _erase(largest, key, image):
   """Sets a random rectangle to 0."""
   height, width, _ = image.shape
@@ -229,5 +254,6 @@ _CHANGES = {
   'crop': _crop,
   'blur': _blur,
   'tone': _tone,
+  'pattern': _pattern,
   'erase': _erase,
 }

@@ -36,10 +36,11 @@ class Method(NamedTuple):
   The functions are of one network; training runs several side by side. A loss
   is `(params, batch, step, pool) -> []`, the device's share of the loss, summed
   over images: `pool` sums arrays over the devices that share the mini-batch.
+  A method without loss is not trained itself.
   """
 
   init: Callable  # (key, params of the stage before or None) -> params
-  loss: Callable  # (params, Batch, step [], pool) -> []
+  loss: Callable | None  # (params, Batch, step [], pool) -> []
   embed: Callable  # (params, pixels [B, H, W, C]) -> [B, D]
   operations: int  # of one image, forward
   code_size: int  # D

@@ -1,0 +1,97 @@
+"""Trained methods that vote on the clusters of an image, as one method.
+
+Its embedding is that of all members beside each other. A member calls its
+clusters after those of the member that agrees most with the others.
+
+Axes: S members, N images, D numbers of all embeddings, K clusters.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclust.algorithms import consensus
+from jaxclust.algorithms.assignment import Assigner, assign_by_shares
+from jaxclust.methods.method import Method
+
+
+@functools.cache
+def committee(methods: tuple[Method, ...]) -> Method:
+  """The method of members that have clusters, which is not trained itself.
+
+  Its parameters are those of the members, and the names of their clusters; see
+  `convene`.
+  """
+  cuts = np.cumsum([method.code_size for method in methods])
+
+  def init(key, previous):
+    del previous
+    members = tuple(method.init(key, None) for method in methods)
+    names = len(methods), len(_centers(methods[0], members[0]))
+    return {'members': members, 'names': jnp.zeros(names, jnp.int32)}
+
+  def embed(params, pixels):
+    pairs = zip(methods, params['members'], strict=True)
+    return jnp.concatenate([m.embed(own, pixels) for m, own in pairs], axis=1)
+
+  def probabilities(params, x):
+    parts = jnp.split(x, cuts[:-1], axis=1)
+    votes = [
+      method.assigner.predict(method.clusters(own), part)
+      for method, own, part in zip(
+        methods, params['members'], parts, strict=True
+      )
+    ]
+    num_clusters = params['names'].shape[1]
+    return sum(
+      jax.nn.one_hot(names[vote], num_clusters)
+      for names, vote in zip(params['names'], votes, strict=True)
+    ) / len(votes)
+
+  def centers(params):
+    rows = zip(methods, params['members'], params['names'], strict=True)
+    parts = [_centers(m, own)[names.argsort()] for m, own, names in rows]
+    return jnp.concatenate(parts, axis=1)
+
+  def predict(params, x):
+    return probabilities(params, x).argmax(axis=1).astype(jnp.int32)
+
+  def assign(params, x):
+    return assign_by_shares(probabilities(params, x), centers(params), x)
+
+  return Method(
+    init=init,
+    loss=None,
+    embed=embed,
+    operations=sum(method.operations for method in methods),
+    code_size=int(cuts[-1]),
+    assigner=Assigner(
+      predict=predict,
+      assign=assign,
+      centers=centers,
+      probabilities=probabilities,
+    ),
+    clusters=lambda params: params,
+  )
+
+
+def _centers(method, params):
+  return method.assigner.centers(method.clusters(params))
+
+
+def convene(
+  members: tuple[Any, ...], labels: np.ndarray, num_clusters: int
+) -> dict:
+  """Parameters of a committee.
+
+  Args:
+    members: parameters of each.
+    labels: `[S, N]`, what each finds in some images.
+    num_clusters: K.
+  """
+  agreement = consensus.agreement(jnp.asarray(labels), num_clusters)
+  names = consensus.align(labels, int(agreement.argmax()), num_clusters)
+  return {'members': members, 'names': jnp.asarray(names)}
