@@ -9,7 +9,6 @@ stopped goes on where it was.
 """
 
 import pathlib
-import runpy
 
 from jaxclust import defaults
 
@@ -30,20 +29,9 @@ _RUNS = {
   ),
 }
 
-# Values of a run that are those of the leaderboard.
-_SHARED = ('data', 'seed', 'num_seeds', 'tensorboard')
-
 
 def get_config(variant: str = 'fashion_mnist'):
-  config = defaults.base('leaderboard', variant)
-  config.num_seeds = 5
+  folder = pathlib.Path(__file__).parent
+  config = defaults.several('leaderboard', variant, folder, _RUNS)
   config.methods = tuple(_RUNS)
-  config.runs = {}
-  for name, (file, changes) in _RUNS.items():
-    path = pathlib.Path(__file__).with_name(f'{file}.py')
-    own = runpy.run_path(str(path))['get_config'](variant)
-    own.update(changes)
-    for key in _SHARED:
-      del own[key]
-    config.runs[name] = own
   return config

@@ -44,6 +44,10 @@ def get_config(variant: str = 'fashion_mnist'):
     'sharpness': 0.05,
     'frozen_steps': 300,
   }
+  config.spread = {  # neighbours agree on clusters in the end
+    'num_neighbors': 10,  # 0: they do not
+    'strength': 0.99,  # their weight
+  }
   config.neighbors = {
     'num_clusters': 10,
     'num_heads': 4,
@@ -72,4 +76,5 @@ def get_config(variant: str = 'fashion_mnist'):
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0
     config.training.batch_size = 128
+    config.spread.num_neighbors = 0  # they are too far of 1,797 images
   return config

@@ -1,5 +1,7 @@
 """Default values of configs, each in one place; it imports no JAX."""
 
+import pathlib
+import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,6 +74,30 @@ def pipeline(
   config.reference = ConfigDict()  # published scores
   if stages:
     represent(config, variant)
+  return config
+
+
+def several(
+  experiment: str, variant: str, folder: str, runs: dict[str, tuple]
+) -> ConfigDict:
+  """Several runs on the same images, five seeds of each.
+
+  Args:
+    experiment: of `experiments.EXPERIMENTS`.
+    variant: of `VARIANTS`.
+    folder: of the configs.
+    runs: name -> the name of a config, and what is changed of it.
+  """
+  config = base(experiment, variant)
+  config.num_seeds = 5
+  config.runs = ConfigDict()
+  for name, (file, changes) in runs.items():
+    path = pathlib.Path(folder) / f'{file}.py'
+    own = runpy.run_path(str(path))['get_config'](variant)
+    own.update(changes)
+    for shared in ('data', 'seed', 'num_seeds', 'tensorboard'):
+      del own[shared]
+    config.runs[name] = own
   return config
 
 

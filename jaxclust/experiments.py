@@ -4,7 +4,7 @@ An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
 pipeline there are predictions; sweeps and benchmarks, which begin again; and
-leaderboards, which make a run for each of several methods.
+leaderboards and committees, which make several runs.
 
 Axes: N images, D features, K clusters.
 """
@@ -14,7 +14,6 @@ import errno
 import functools
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -31,8 +30,10 @@ from jaxclust import (
   phases,
   pipeline,
   predictions,
+  records,
   runtime,
   selection,
+  several,
   signals,
   workdir,
 )
@@ -74,7 +75,7 @@ def run(
     return pathlib.Path(directory)
   runtime.prepare()
   seconds = {}
-  with _recorded_warnings() as messages:
+  with records.recorded_warnings() as messages:
     _check(config)
     experiment = EXPERIMENTS[config.experiment]
     with timed(seconds, 'data'):
@@ -93,29 +94,11 @@ def run(
         _explaining_how_to_resume(path),
         mirrored or contextlib.nullcontext(),
       ):
-        summary = _fill(path, config, dataset, find, seconds, messages, command)
-      console.results(summary, _published(config))
+        summary = records.fill(
+          *(path, config, title, dataset, find, seconds, messages, command)
+        )
+      console.results(summary, records.published(config))
   return path
-
-
-def _fill(path, config, dataset, find, seconds, messages, command=None):
-  """Writes all files of a run; returns its summary, which is the last."""
-  found, sections = find(path, seconds)
-  summary = _circumstances(config, dataset) | found
-  summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
-  summary['warnings'] = messages
-  html = page.render(
-    summary, config.to_dict(), _published(config), sections, command
-  )
-  workdir.write(path, 'report.html', html.encode())
-  workdir.write_json(path, 'summary.json', summary)
-  return summary
-
-
-def _published(config):
-  """Published scores of the config's images; {} if there are none."""
-  published = config.get('reference', ConfigDict()).to_dict()
-  return published if published.get('dataset') == config.data.name else {}
 
 
 def _check(config):
@@ -136,24 +119,6 @@ def _check(config):
     )
   if config.get('tensorboard'):
     board.check()
-
-
-def _circumstances(config, dataset):
-  """What was run, on what and with what."""
-  test = dataset.test_images
-  return {
-    'experiment': EXPERIMENTS[config.experiment].title(config),
-    'dataset': {
-      'name': dataset.name,
-      'num_train': len(dataset.images),
-      **({} if test is None else {'num_test': len(test)}),
-      'image_shape': list(dataset.images.shape[1:]),
-      'digest': data.digest(dataset),
-    },
-    **({'seed': config.seed} if 'seed' in config else {}),
-    'device': runtime.device(),
-    'versions': runtime.versions(),
-  }
 
 
 @contextlib.contextmanager
@@ -178,21 +143,6 @@ def _explaining_how_to_resume(path: pathlib.Path) -> Iterator[None]:
       f'unexpected {type(error).__name__} ({one_line(error)}): its traceback '
       f'is in {os.path.relpath(log)}; {again}'
     ) from error
-
-
-@contextlib.contextmanager
-def _recorded_warnings() -> Iterator[list[str]]:
-  """Prints warnings as lines, and collects them."""
-  messages = []
-
-  def show(message, *place, **options):
-    messages.append(str(message))
-    console.say(f'warning: {message}')
-
-  with warnings.catch_warnings():
-    warnings.simplefilter('always', UserWarning)
-    warnings.showwarning = show
-    yield messages
 
 
 def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
@@ -273,67 +223,6 @@ def _benchmark(config, dataset, contests, path, seconds):
   return results, [section]
 
 
-def prepare_leaderboard(config: Any) -> tuple[Dataset, Callable]:
-  """Loads the images, and checks the options of all runs."""
-  dataset = data.load(**config.data)
-  if dataset.labels is None:
-    raise InputError(
-      f'{dataset.name} has no labels: a leaderboard compares clusters with them'
-    )
-  own = {'data': config.data, 'seed': config.seed}
-  own |= {'num_seeds': config.num_seeds}
-  runs = {}
-  for name in config.methods:
-    checks.check_choice('each of config.methods', name, config.runs)
-    runs[name] = ConfigDict(config.runs[name].to_dict() | own)
-    pipeline.prepare(runs[name])
-  return dataset, functools.partial(_leaderboard, runs)
-
-
-def _leaderboard(runs, path, seconds):
-  """Makes a run for each method, or reads it if it is finished."""
-  rows = []
-  for name, config in runs.items():
-    console.say(f'{name}: {pipeline.title(config)}')
-    with timed(seconds, name, quietly=True):
-      rows.append(_row(name, _run_within(config, path / name)))
-  chart = figures.leaderboard(path / 'figures' / 'leaderboard.png', rows)
-  section = page.Section(
-    'Methods',
-    'Mean and standard deviation over seeds. A folder of its name has the '
-    'files of each method.',
-    charts=[(chart, 'accuracy of the methods')],
-    table=console.leaderboard(rows),
-  )
-  return {'leaderboard': rows}, [section]
-
-
-def _run_within(config, path):
-  """The summary of a run of images to clusters, in a folder of another run."""
-  if not workdir.check(path, config.to_dict()):
-    with _recorded_warnings() as messages:
-      dataset, find = pipeline.prepare(config)
-      with workdir.claim(path, config.to_dict()):
-        _fill(path, config, dataset, find, {}, messages)
-  return workdir.parse_object((path / 'summary.json').read_bytes())
-
-
-def _row(name, summary):
-  """What a leaderboard tells of a run: scores by split, seconds of a seed."""
-  seeds = summary.get('seeds', [summary])
-  scores = {
-    split: {
-      score: [seed[split][score] for seed in seeds]
-      for score in ('acc', 'nmi', 'ari')
-    }
-    for split in ('train', 'test')
-    if split in summary
-  }
-  own = [*summary['experiment'].split('-'), 'manifold']
-  seconds = sum(summary['seconds'].get(phase, 0.0) for phase in own)
-  return {'name': name, 'seconds': seconds / len(seeds), **scores}
-
-
 class Experiment(NamedTuple):
   """One way from a config to results."""
 
@@ -349,5 +238,6 @@ EXPERIMENTS = {
   'predict': Experiment('run', predictions.prepare),
   'sweep': Experiment('sweep', prepare_sweep),
   'benchmark': Experiment('benchmark', prepare_benchmark),
-  'leaderboard': Experiment('runs', prepare_leaderboard),
+  'leaderboard': Experiment('methods', several.prepare_leaderboard),
+  'committee': Experiment('members', several.prepare_committee),
 }

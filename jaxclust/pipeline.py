@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import (
+  answers,
   checks,
   data,
   findings,
@@ -28,7 +29,7 @@ from jaxclust import (
   storage,
   workdir,
 )
-from jaxclust.algorithms import consensus, neighbors, spreading
+from jaxclust.algorithms import neighbors, spreading
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, batches
@@ -186,22 +187,20 @@ def _run(config, dataset, path, seconds):
   """Fits, labels and scores for each seed."""
   seeds = range(config.seed, config.seed + config.num_seeds)
   represented = represent(config, dataset, seeds, path, seconds)
-  rows, sections, answers = [], [], []
+  rows, sections, found_labels = [], [], []
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
     own = spread(own, found.points['train'], seconds)
     with timed(seconds, 'score'):
-      judged = {split: own.judge(x) for split, x in found.points.items()}
-      labels = {
-        split: assignment.labels for split, assignment in judged.items()
-      }
-      scores = label_scores(dataset, labels, len(own.centers)) | {'fit': fit}
+      judged, scores = answers.judge(dataset, own, found.points)
+      scores['fit'] = fit
       if dataset.labels is None:
-        fit |= _silhouette(found.points['train'], labels['train'], own)
-    answers.append(labels)
+        labels = judged['train'].labels
+        fit |= _silhouette(found.points['train'], labels, own)
+    found_labels.append({split: each.labels for split, each in judged.items()})
+    storage.save(path, own, seed - config.seed)
     if seed == config.seed:
-      arrays = _arrays(own, labels, found.points)
-      storage.save(path, own)
+      arrays = answers.arrays_of(own, judged, found.points)
       with timed(seconds, 'figures'):
         stage = next(iter(config.stages), None)
         shown = findings.find(
@@ -216,37 +215,12 @@ def _run(config, dataset, path, seconds):
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
     summary |= metrics.over_seeds(rows)
-    summary['vote'], votes = _vote(dataset, answers, rows, len(own.centers))
+    summary['vote'], votes = answers.vote(
+      dataset, found_labels, rows, len(own.centers)
+    )
     arrays |= votes
   workdir.write_arrays(path, 'assignments.npz', **arrays)
   return summary, sections
-
-
-def _vote(dataset, answers, rows, num_clusters):
-  """What most seeds say, when each calls its clusters after those of the seed
-  that agrees most with the others.
-
-  Returns:
-    Scores of the vote, the agreement of each seed and, with labels, how its
-    ranks correlate with those of ACC; and by name the labels `[N]` of the vote
-    and `[S, N]` of all seeds.
-  """
-  labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
-  agreement = consensus.agreement(labels['train'], num_clusters)
-  best = int(agreement.argmax())
-  names = consensus.align(labels['train'], best, num_clusters)
-  votes = {split: consensus.vote(own, names) for split, own in labels.items()}
-  scores = label_scores(dataset, votes, num_clusters)
-  scores['agreement'] = np.asarray(agreement).tolist()
-  if dataset.labels is not None:
-    found = consensus.rank_correlation(
-      scores['agreement'], [row['train']['acc'] for row in rows]
-    )
-    scores |= {} if found is None else {'rank_correlation': found}
-  arrays = {f'{split}_vote': own for split, own in votes.items()}
-  return scores, arrays | {
-    f'{split}_seeds': own for split, own in labels.items()
-  }
 
 
 def represent(
@@ -366,25 +340,3 @@ def _silhouette(x, labels, own):
     return {}
   (found,) = selection.silhouette(x, labels[None], [len(own.centers)])
   return {'silhouette': float(found)} if np.isfinite(found) else {}
-
-
-def label_scores(
-  dataset: Dataset, labels: dict[str, np.ndarray], num_clusters: int
-) -> dict:
-  """Scores of each split, in the dataset's order, that has classes."""
-  classes = (dataset.labels, dataset.test_labels)
-  return {
-    split: metrics.scores(own, found, num_clusters)
-    for (split, found), own in zip(labels.items(), classes, strict=False)
-    if own is not None
-  }
-
-
-def _arrays(own, labels, points):
-  """Labels of each split, and probabilities of the clusters, if there are."""
-  arrays = {f'{split}_labels': found for split, found in labels.items()}
-  if own.assigner.probabilities is not None:
-    for split, x in points.items():
-      found = own.assigner.probabilities(own.clusters, x)
-      arrays[f'{split}_responsibilities'] = np.asarray(found)
-  return arrays

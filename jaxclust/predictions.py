@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclust import data, findings, model, pipeline, storage, workdir
+from jaxclust import answers, data, findings, model, pipeline, storage, workdir
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
@@ -53,7 +53,7 @@ def _predict(own, config, dataset, path, seconds):
     write_predictions(path, found, dataset.files)
   with timed(seconds, 'figures'):
     labels = {split: assignment.labels for split, assignment in found.items()}
-    scores = pipeline.label_scores(dataset, labels, num_clusters)
+    scores = answers.label_scores(dataset, labels, num_clusters)
     shown = findings.find(dataset, own, points[first], found[first], scores)
     sections = page.draw(shown, path / 'figures', config.embedding)
     rows, titles = typical(found[first], num_clusters, _TYPICAL)

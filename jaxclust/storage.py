@@ -20,14 +20,17 @@ from jaxclust.checks import check_count
 from jaxclust.errors import InputError, one_line
 from jaxclust.model import Model, assemble, method_of
 
-FILE = 'model.npz'
-
 # Version of the layout of that file.
 _FORMAT = 2
 
 
-def save(path: pathlib.Path, model: Model) -> None:
-  """Writes a model into a run directory, as arrays and a recipe in JSON."""
+def file_of(seed: int) -> str:
+  """The file of the model of a seed, by its number among the seeds of a run."""
+  return f'model-{seed}.npz' if seed else 'model.npz'
+
+
+def save(path: pathlib.Path, model: Model, seed: int = 0) -> None:
+  """Writes the model of a seed, by its number, into a run directory."""
   parts = {'params': model.params, 'scale': model.scale}
   clusters = model.clusters
   if model.recipe['spread']:
@@ -38,7 +41,9 @@ def save(path: pathlib.Path, model: Model) -> None:
     parts['manifold'] = model.manifold
   recipe = json.dumps(model.recipe)
   arrays = _flatten(parts)
-  workdir.write_arrays(path, FILE, format=_FORMAT, recipe=recipe, **arrays)
+  workdir.write_arrays(
+    path, file_of(seed), format=_FORMAT, recipe=recipe, **arrays
+  )
 
 
 def _flatten(tree):
@@ -48,8 +53,12 @@ def _flatten(tree):
   }
 
 
-def load(path: str | pathlib.Path) -> Model:
+def load(path: str | pathlib.Path, seed: int = 0) -> Model:
   """Loads the model of a finished run from its directory, without its data.
+
+  Args:
+    path: of the run directory.
+    seed: 0 for the first seed of the run, 1 for the second, ...
 
   Raises:
     InputError: if there is no such directory, its run is not finished or leaves
@@ -61,7 +70,7 @@ def load(path: str | pathlib.Path) -> Model:
       'as runs/autoencoder-gmm-digits-...'
     )
   path = pathlib.Path(path).expanduser()
-  file = path / FILE
+  file = path / file_of(seed)
   if not workdir.is_finished(path):
     raise InputError(
       f'the run in {path} is not finished: run its command with '
@@ -69,8 +78,8 @@ def load(path: str | pathlib.Path) -> Model:
     )
   if not file.exists():
     raise InputError(
-      f'{path} holds no {FILE}: only runs that cluster leave one; run one in '
-      'another directory'
+      f'{path} holds no {file.name}: only runs that cluster leave one for '
+      'each of their seeds; run one in another directory'
     )
   remedy = 'run its command again in another directory'
   arrays = data.read_npz(file, remedy)

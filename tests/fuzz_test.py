@@ -109,7 +109,7 @@ def test_an_npz_of_any_arrays_is_read_or_refused(folder, arrays):
 def arrays_of(kind, folder):
   """What the file of a model holds, its recipe apart."""
   storage.save(folder, model_of(kind))
-  with np.load(folder / storage.FILE) as file:
+  with np.load(folder / 'model.npz') as file:
     arrays = dict(file)
   return json.loads(str(arrays.pop('recipe'))), arrays
 
@@ -161,7 +161,7 @@ def test_a_model_of_any_arrays_is_loaded_or_refused(
   arrays = arrays | {'recipe': json.dumps(recipe | changes)}
   if array is not None:
     arrays[names[number % len(names)]] = array
-  np.savez(folder / storage.FILE, **arrays)
+  np.savez(folder / 'model.npz', **arrays)
   (folder / 'summary.json').touch()
   with contextlib.suppress(InputError):
     own = storage.load(folder)

@@ -33,11 +33,11 @@ ORDER = [
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
-  ('', 'phases model storage selection'),
+  ('', 'phases model storage selection answers'),
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
-  ('', 'predictions experiments cli __main__'),
+  ('', 'predictions records several experiments cli __main__'),
 ]
 
 

@@ -214,7 +214,7 @@ def test_a_loaded_model_is_the_saved_one(kind, tmp_path):
 
 
 def test_the_file_holds_arrays_and_a_recipe_in_json(tmp_path):
-  path = leave(tmp_path / 'run', model_of('full')) / storage.FILE
+  path = leave(tmp_path / 'run', model_of('full')) / 'model.npz'
   with np.load(path, allow_pickle=False) as arrays:
     recipe = json.loads(str(arrays['recipe']))
     assert recipe == model_of('full').recipe
@@ -308,7 +308,7 @@ def flip(path):
 )
 def test_a_damaged_model_is_named(damage, message, tmp_path):
   path = leave(tmp_path / 'run', model_of('full'))
-  damage(path / storage.FILE)
+  damage(path / 'model.npz')
   with pytest.raises(InputError, match=f'model.npz .*{message}') as e:
     storage.load(path)
   assert str(e.value).endswith('run its command again in another directory')

@@ -30,7 +30,7 @@ def committee(methods: tuple[Method, ...]) -> Method:
   def init(key, previous):
     del previous
     members = tuple(method.init(key, None) for method in methods)
-    names = len(methods), len(_centers(methods[0], members[0]))
+    names = len(methods), num_clusters_of(methods[0])
     return {'members': members, 'names': jnp.zeros(names, jnp.int32)}
 
   def embed(params, pixels):
@@ -80,6 +80,15 @@ def committee(methods: tuple[Method, ...]) -> Method:
 
 def _centers(method, params):
   return method.assigner.centers(method.clusters(params))
+
+
+def num_clusters_of(method: Method) -> int:
+  """The number of clusters K of a method."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  centers = jax.eval_shape(
+    lambda key: _centers(method, method.init(key, None)), key
+  )
+  return centers.shape[0]
 
 
 def convene(

@@ -151,7 +151,7 @@ def seed_scores(summary: dict) -> list[list[str]]:
   """Returns the scores of each seed, and of their vote, as the rows of a table,
   see `headline`: its agreement with the others too, which needs no labels; []
   if there is nothing to tell."""
-  seeds = summary.get('seeds', ())
+  seeds = summary.get('seeds', summary.get('members', ()))
   columns = [
     (split, name)
     for split in _SPLITS
@@ -203,6 +203,8 @@ def results(summary: dict, reference: dict) -> None:
   elif 'leaderboard' in summary:
     head, *rows = leaderboard(summary['leaderboard'])
     _print_table(head, rows, width=128)
+    if (found := summary['rank_correlation']) is not None:
+      say(f'agreement ranks the seeds as ACC does, by {found:.2f} of Spearman')
   else:
     closing_table(summary, reference)
 
@@ -252,17 +254,19 @@ def leaderboard(rows: Sequence[dict]) -> list[list[str]]:
   table, see `headline`.
 
   Args:
-    rows: of each method its 'name', 'seconds', and for each split scores of the
-      seeds by name.
+    rows: of each method its 'name', 'seconds', the 'agreement' of its seeds,
+      and for each split scores of the seeds by name.
   """
   columns = [(s, n) for s in _SPLITS if s in rows[0] for n in rows[0][s]]
   head = ['', *(f'{name.upper()}, {split}' for split, name in columns)]
+  head += ['agreement', 'seconds']
   lines = []
   for row in rows:
     scores = [row[split][name] for split, name in columns]
     found = [f'{np.mean(own):.3f} ± {np.std(own):.3f}' for own in scores]
-    lines.append([row['name'], *found, f'{row["seconds"]:.3g}'])
-  return [[*head, 'seconds'], *lines]
+    agreement = f'{np.mean(row["agreement"]):.3f}'
+    lines.append([row['name'], *found, agreement, f'{row["seconds"]:.3g}'])
+  return [head, *lines]
 
 
 def benchmark_table(rows: Sequence[dict], limits: dict) -> None:

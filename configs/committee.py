@@ -1,0 +1,39 @@
+r"""The whole pipeline of the flagship: networks with different looks vote.
+
+  python launch.py --config=configs/committee.py
+  python launch.py --config=configs/committee.py:digits
+
+Two seeds each of prototypes from images and their edges, from edges alone, and
+from images with patterns printed on their views. Networks of one look err
+alike, those of several do not. Neighbours in all embeddings then agree on
+clusters. No label is seen.
+
+A committee that was stopped goes on where it was. `jaxclust.load` loads all of
+its networks as one model.
+"""
+
+import pathlib
+
+from jaxclust import defaults
+
+# Name -> config, and what is changed of it.
+_LOOKS = {
+  'edges': ('prototypes', {'network': {'name': 'edges'}}),
+  'outlines': ('prototypes', {'network': {'name': 'outlines'}}),
+  'patterns': (
+    'prototypes',
+    {'network': {'name': 'strided'}, 'training': {'pattern': 0.8}},
+  ),
+}
+
+
+def get_config(variant: str = 'fashion_mnist'):
+  folder = pathlib.Path(__file__).parent
+  config = defaults.several('committee', variant, folder, _LOOKS)
+  config.num_seeds = 2
+  config.members = tuple(_LOOKS)
+  config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
+  config.spread = {'num_neighbors': 10, 'strength': 0.99}
+  for own in config.runs.values():
+    own.spread.num_neighbors = 0  # the committee does it for all
+  return config

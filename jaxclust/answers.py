@@ -1,0 +1,87 @@
+"""What clusters answer of images: labels, scores, and the vote of several runs.
+
+Axes: N images, S runs, K clusters.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxclust import metrics
+from jaxclust.algorithms import consensus
+from jaxclust.algorithms.assignment import Assignment
+from jaxclust.data import Dataset
+from jaxclust.model import Model
+
+
+def judge(
+  dataset: Dataset, own: Model, points: dict[str, jax.Array]
+) -> tuple[dict[str, Assignment], dict]:
+  """The assignment of the points of each split, and scores where there are
+  classes."""
+  judged = {split: own.judge(x) for split, x in points.items()}
+  labels = {split: found.labels for split, found in judged.items()}
+  return judged, label_scores(dataset, labels, len(own.centers))
+
+
+def label_scores(
+  dataset: Dataset, labels: dict[str, np.ndarray], num_clusters: int
+) -> dict:
+  """Scores of each split, in the dataset's order, that has classes."""
+  classes = (dataset.labels, dataset.test_labels)
+  return {
+    split: metrics.scores(own, found, num_clusters)
+    for (split, found), own in zip(labels.items(), classes, strict=False)
+    if own is not None
+  }
+
+
+def vote(
+  dataset: Dataset,
+  answers: Sequence[dict[str, np.ndarray]],
+  rows: Sequence[dict],
+  num_clusters: int,
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """What most seeds say, when each calls its clusters after those of the seed
+  that agrees most with the others.
+
+  Args:
+    dataset: that was clustered.
+    answers: of each seed the labels `[N]` of each split.
+    rows: of each seed its scores.
+    num_clusters: K.
+
+  Returns:
+    Scores of the vote, the agreement of each seed and, with labels, how its
+    ranks correlate with those of ACC; and by name the labels `[N]` of the vote
+    and `[S, N]` of all seeds.
+  """
+  labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
+  agreement = consensus.agreement(labels['train'], num_clusters)
+  best = int(agreement.argmax())
+  names = consensus.align(labels['train'], best, num_clusters)
+  votes = {split: consensus.vote(own, names) for split, own in labels.items()}
+  scores = label_scores(dataset, votes, num_clusters)
+  scores['agreement'] = np.asarray(agreement).tolist()
+  if dataset.labels is not None:
+    found = consensus.rank_correlation(
+      scores['agreement'], [row['train']['acc'] for row in rows]
+    )
+    scores |= {} if found is None else {'rank_correlation': found}
+  arrays = {f'{split}_vote': own for split, own in votes.items()}
+  return scores, arrays | {
+    f'{split}_seeds': own for split, own in labels.items()
+  }
+
+
+def arrays_of(
+  own: Model, judged: dict[str, Assignment], points: dict[str, jax.Array]
+) -> dict[str, np.ndarray]:
+  """Labels of each split, and probabilities of the clusters, if there are."""
+  arrays = {f'{split}_labels': found.labels for split, found in judged.items()}
+  if own.assigner.probabilities is not None:
+    for split, x in points.items():
+      found = own.assigner.probabilities(own.clusters, x)
+      arrays[f'{split}_responsibilities'] = np.asarray(found)
+  return arrays

@@ -1,0 +1,186 @@
+"""Several runs on the same images: a leaderboard of them, or one answer.
+
+Each run has a folder of its name and its own page. What is finished stays when
+the whole is stopped and goes on.
+
+Axes: N images, S members, K clusters.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclust import (
+  answers,
+  checks,
+  data,
+  findings,
+  model,
+  pipeline,
+  records,
+  storage,
+  workdir,
+)
+from jaxclust.data import Dataset
+from jaxclust.errors import InputError
+from jaxclust.methods.committee import convene, num_clusters_of
+from jaxclust.report import console, figures, page
+from jaxclust.report.console import timed
+
+
+def prepare_leaderboard(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks the options of all runs."""
+  dataset = data.load(**config.data)
+  if dataset.labels is None:
+    raise InputError(
+      f'{dataset.name} has no labels: a leaderboard compares clusters with them'
+    )
+  runs = _runs(config, 'methods')
+  return dataset, functools.partial(_leaderboard, runs, dataset)
+
+
+def _leaderboard(runs, dataset, path, seconds):
+  """Makes a run for each method, and compares them."""
+  rows, seeds, labels = [], [], []
+  for name, summary in _made(runs, path, seconds):
+    rows.append(_row(name, summary))
+    seeds += summary.get('seeds', [summary])
+    labels += _labels(path / name)
+  num_clusters = 1 + max(own['train'].max() for own in labels)
+  scores, _ = answers.vote(dataset, labels, seeds, num_clusters)
+  agreement = iter(scores['agreement'])
+  for row in rows:
+    row['agreement'] = [next(agreement) for _ in row['train']['acc']]
+  chart = figures.leaderboard(path / 'figures' / 'leaderboard.png', rows)
+  section = page.Section(
+    'Methods',
+    'Mean and standard deviation over seeds. A folder of its name has the '
+    'files of each method. Agreement is the mean NMI with all other seeds and '
+    'methods, which needs no labels.',
+    charts=[(chart, 'accuracy of the methods')],
+    table=console.leaderboard(rows),
+  )
+  found = scores.get('rank_correlation')
+  return {'leaderboard': rows, 'rank_correlation': found}, [section]
+
+
+def _labels(path):
+  """The labels of each seed of a run, by split."""
+  with np.load(path / 'assignments.npz') as arrays:
+    splits = [s for s in ('train', 'test') if f'{s}_labels' in arrays]
+    several = 'train_seeds' in arrays
+    found = [
+      arrays[f'{s}_seeds'] if several else arrays[f'{s}_labels'][None]
+      for s in splits
+    ]
+  seeds = zip(*found, strict=True)
+  return [dict(zip(splits, own, strict=True)) for own in seeds]
+
+
+def prepare_committee(config: Any) -> tuple[Dataset, Callable]:
+  """Loads the images, and checks the options of all members."""
+  dataset = data.load(**config.data)
+  page.check_embedding(config.embedding)
+  pipeline.check_spread(config, dataset)
+  runs, counts = _runs(config, 'members'), {}
+  for name, own in runs.items():
+    if own.clusterer:
+      raise InputError(
+        f'config.runs.{name}.clusterer is {own.clusterer!r}: members of a '
+        "committee are methods that have clusters; set it to ''"
+      )
+    _, method = pipeline.check_stages(own, dataset)
+    counts[name] = num_clusters_of(method)
+  if len(set(counts.values())) != 1:
+    raise InputError(
+      f'config.members have {counts} clusters: give all the same number'
+    )
+  return dataset, functools.partial(_committee, config, runs, dataset)
+
+
+def _committee(config, runs, dataset, path, seconds):
+  """Makes the members' runs, and lets all their seeds decide."""
+  rows, members = [], []
+  for name, summary in _made(runs, path, seconds):
+    for number, found in enumerate(summary.get('seeds', [summary])):
+      splits = {s: found[s] for s in ('train', 'test') if s in found}
+      rows.append({'seed': f'{name} {config.seed + number}', **splits})
+      members.append(storage.load(path / name, number))
+  splits = pipeline.splits_of(dataset)
+  with timed(seconds, 'encode'):
+    own, labels = _convened(config, members, splits)
+    points = {split: own.points(images) for split, images in splits.items()}
+  scores, votes = answers.vote(dataset, labels, rows, len(own.centers))
+  own = pipeline.spread(own, points['train'], seconds)
+  storage.save(path, own)
+  with timed(seconds, 'score'):
+    judged, found = answers.judge(dataset, own, points)
+    arrays = answers.arrays_of(own, judged, points)
+  workdir.write_arrays(path, 'assignments.npz', **arrays, **votes)
+  with timed(seconds, 'figures'):
+    shown = findings.find(dataset, own, points['train'], judged['train'], found)
+    sections = page.draw(shown, path / 'figures', config.embedding)
+  return {**found, 'members': rows, 'vote': scores}, sections
+
+
+def _convened(config, members, splits):
+  """The model of a committee, and the labels of its members by split."""
+  first = members[0].recipe
+  recipe = model.make_recipe(config, first['image_shape']) | {
+    'method': 'committee',
+    'members': [own.recipe for own in members],
+    'batch_size': first['batch_size'],
+  }
+  labels = [
+    {split: np.asarray(own.predict(images)) for split, images in splits.items()}
+    for own in members
+  ]
+  params = convene(
+    tuple(own.params for own in members),
+    np.stack([own['train'] for own in labels]),
+    len(members[0].centers),
+  )
+  return model.assemble(recipe, params, jnp.ones((1, 1))), labels
+
+
+def _runs(config, which):
+  """The config of each run, with what all runs share, checked."""
+  shared = {'data': config.data, 'seed': config.seed}
+  shared |= {'num_seeds': config.num_seeds}
+  runs = {}
+  for name in config[which]:
+    checks.check_choice(f'each of config.{which}', name, config.runs)
+    runs[name] = ConfigDict(config.runs[name].to_dict() | shared)
+    pipeline.prepare(runs[name])
+  return runs
+
+
+def _made(runs: dict, path: pathlib.Path, seconds: dict) -> Iterator:
+  """Yields the name and the summary of each run, which is made if it is not
+  finished."""
+  for name, config in runs.items():
+    console.say(f'{name}: {pipeline.title(config)}')
+    with timed(seconds, name, quietly=True):
+      summary = records.fill_within(config, path / name)
+    yield name, summary
+
+
+def _row(name, summary):
+  """What a leaderboard tells of a run: scores by split, seconds of a seed."""
+  seeds = summary.get('seeds', [summary])
+  scores = {
+    split: {
+      score: [seed[split][score] for seed in seeds]
+      for score in ('acc', 'nmi', 'ari')
+    }
+    for split in ('train', 'test')
+    if split in summary
+  }
+  own = [*summary['experiment'].split('-'), 'manifold', 'spread']
+  seconds = sum(summary['seconds'].get(phase, 0.0) for phase in own)
+  return {'name': name, 'seconds': seconds / len(seeds), **scores}
