@@ -31,6 +31,7 @@ def get_config(variant: str = 'fashion_mnist'):
   folder = pathlib.Path(__file__).parent
   config = defaults.several('committee', variant, folder, _LOOKS)
   config.num_seeds = 2
+  config.data.size = config.runs.edges.data.size
   config.members = tuple(_LOOKS)
   config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
   config.spread = {'num_neighbors': 10, 'strength': 0.99}

@@ -95,7 +95,8 @@ def several(
     path = pathlib.Path(folder) / f'{file}.py'
     own = runpy.run_path(str(path))['get_config'](variant)
     own.update(changes)
-    for shared in ('data', 'seed', 'num_seeds', 'tensorboard'):
+    own.data = {'size': own.data.size}  # (): that of all
+    for shared in ('seed', 'num_seeds', 'tensorboard'):
       del own[shared]
     config.runs[name] = own
   return config

@@ -150,12 +150,14 @@ def _convened(config, members, splits):
 
 def _runs(config, which):
   """The config of each run, with what all runs share, checked."""
-  shared = {'data': config.data, 'seed': config.seed}
-  shared |= {'num_seeds': config.num_seeds}
   runs = {}
   for name in config[which]:
     checks.check_choice(f'each of config.{which}', name, config.runs)
-    runs[name] = ConfigDict(config.runs[name].to_dict() | shared)
+    own = config.runs[name].to_dict()
+    size = own['data']['size'] or config.data.size
+    own['data'] = config.data.to_dict() | {'size': size}
+    own |= {'seed': config.seed, 'num_seeds': config.num_seeds}
+    runs[name] = ConfigDict(own)
     pipeline.prepare(runs[name])
   return runs
 

@@ -167,6 +167,23 @@ def test_a_blur_keeps_the_mass_of_a_dot():
   assert variance.min() < 0.2
 
 
+def test_patterns_darken_some_views_coarsely_and_some_finely():
+  pixels = np.full((300, 20, 21, 2), 0.5, np.float32)
+  views = np.array(augment(split(pixels), pixels, from_options(pattern=0.8))[1])
+  np.testing.assert_array_equal(views[..., 0], views[..., 1])
+  left = views[..., 0] / 0.5
+  assert left.min() > 0.2
+  assert left.max() <= 1
+  assert left.min() < 0.25
+  plain = (left == 1).all(axis=(1, 2))
+  assert 0.2 < plain.mean() < 0.4
+  blocks = left[:, :, :20].reshape(300, 10, 2, 10, 2)
+  fine = (blocks == blocks[:, :, :1, :, :1]).all(axis=(1, 2, 3, 4)) & ~plain
+  assert 0.4 < fine.mean() / (1 - plain.mean()) < 0.6
+  steps = np.abs(np.diff(left, axis=1)).max(axis=(1, 2))
+  assert steps[~fine & ~plain].max() < 0.3 < steps[fine].max()
+
+
 def test_what_is_erased_is_a_rectangle_of_at_most_its_share():
   pixels = np.ones((200, 20, 20, 1), np.float32)
   views = np.array(augment(split(pixels), pixels, from_options(erase=0.4))[1])

@@ -32,6 +32,7 @@ def count(tree):
     ('mlp', 3_330_794, 10, 6_648_000),
     ('strided', 619_168, 256, 5_527_808),
     ('edges', 620_768, 256, 6_155_008),
+    ('outlines', 619_968, 256, 5_841_408),
   ],
 )
 def test_networks_have_the_size_of_their_papers(

@@ -37,6 +37,21 @@ SMALL = {
     '--config.prototypes.num_heads=2',
     '--config.prototypes.num_prototypes=20',
   ],
+  'committee': [
+    '--config.spread.num_neighbors=5',
+    "--config.members=('outlines', 'patterns')",
+    *(
+      f'--config.runs.{name}.{option}'
+      for name in ('outlines', 'patterns')
+      for option in (
+        'training.num_epochs=2',
+        'training.warmup_epochs=0.5',
+        'network.features=(4, 6)',
+        'prototypes.num_heads=2',
+        'prototypes.num_prototypes=20',
+      )
+    ),
+  ],
   'dcn': [],  # these three run in the leaderboard
   'n2d': [],
   'vade': [],

@@ -1,10 +1,11 @@
-"""Sweeps, benchmarks and leaderboards from end to end."""
+"""Sweeps, benchmarks, leaderboards and committees from end to end."""
 
 import numpy as np
 import pytest
 from small_runs import SMALL, read, run
 
-from jaxclust import benchmark, workdir
+import jaxclust
+from jaxclust import benchmark, data, workdir
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -70,6 +71,7 @@ def test_a_leaderboard_has_a_run_for_each_method_and_goes_on(finished, capsys):
     for split in ('train', 'test'):
       for name, values in row[split].items():
         assert values == [own[split][name]]
+    assert 0 < row['agreement'][0] < 1
     mean = f'{np.mean(row["train"]["acc"]):.3f}'
     assert mean in out
     assert mean in (path / 'report.html').read_text()
@@ -80,6 +82,53 @@ def test_a_leaderboard_has_a_run_for_each_method_and_goes_on(finished, capsys):
   assert run('leaderboard', path, *SMALL['leaderboard']) == 0
   assert read(path)['leaderboard'] == rows
   assert (path / 'dcn' / 'summary.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
+  path, out = finished('committee')
+  assert 'outlines: prototypes' in out
+  summary = read(path)
+  names = [row['seed'] for row in summary['members']]
+  assert names == ['outlines 0', 'outlines 1', 'patterns 0', 'patterns 1']
+  for number in (0, 1):
+    own = read(path / 'patterns')['seeds'][number]
+    assert summary['members'][2 + number]['test'] == own['test']
+  assert len(summary['vote']['agreement']) == 4
+  best = max(row['train']['acc'] for row in summary['members'])
+  assert summary['train']['acc'] > best  # neighbours help weak networks most
+  assert 'patterns 1' in (path / 'report.html').read_text()
+  with np.load(path / 'assignments.npz') as arrays:
+    labels = {s: arrays[f'{s}_labels'] for s in ('train', 'test')}
+    seeds = arrays['test_seeds']
+  own = jaxclust.load(path)
+  alone = jaxclust.load(path / 'patterns', seed=1)
+  digits = data.load('digits', size=(16, 16))
+  np.testing.assert_array_equal(own.predict(digits.images), labels['train'])
+  for model, found in ((own, labels['test']), (alone, seeds[3])):
+    np.testing.assert_array_equal(model.predict(digits.test_images), found)
+  before = (path / 'outlines' / 'summary.json').stat().st_mtime_ns
+  (path / 'summary.json').rename(path / 'old.json')
+  assert run('committee', path, *SMALL['committee']) == 0
+  assert read(path)['train'] == summary['train']
+  assert (path / 'outlines' / 'summary.json').stat().st_mtime_ns == before
+
+
+def test_members_without_clusters_or_of_other_numbers_are_named(
+  tmp_path, capfd
+):
+  for flags, message in (
+    (
+      ['--config.runs.edges.prototypes.num_clusters=9'],
+      "{'edges': 9, 'outlines': 10, 'patterns': 10} clusters",
+    ),
+    (["--config.members=('edgy',)"], "each of config.members is 'edgy'"),
+    (['--config.runs.edges.clusterer=kmeans'], 'no config.kmeans'),
+    (['--config.spread.num_neighbors=9999'], 'num_neighbors is 9999'),
+  ):
+    assert run('committee', tmp_path / 'run', *flags) == 2
+    assert message in capfd.readouterr().err
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_leaderboard_without_labels_or_of_no_method_is_named(tmp_path, capfd):

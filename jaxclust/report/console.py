@@ -233,7 +233,7 @@ def closing_table(summary: dict, reference: dict) -> None:
     [[f'purity, rank {i}', *map(_number, values)] for i, values in ranks],
   )
   if seeds := seed_scores(summary):
-    _print_table(seeds[0], seeds[1:])
+    _print_table(seeds[0], seeds[1:], width=128)
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:
