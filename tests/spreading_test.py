@@ -138,8 +138,9 @@ def test_a_committee_finds_what_most_of_its_members_do():
 
 
 def test_centers_of_a_committee_are_those_of_its_members_by_name():
-  methods, params, labels, _ = members()
-  own = convene(tuple(params), labels, 4)
+  methods, params, *_ = members()
+  names = jnp.array([[0, 1, 2, 3], [1, 2, 0, 3], [3, 0, 1, 2]])
+  own = {'members': tuple(params), 'names': names}
   centers = committee(tuple(methods)).assigner.centers(own)
   for place, (one, names) in enumerate(zip(params, own['names'], strict=True)):
     for cluster, name in enumerate(names):
