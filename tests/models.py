@@ -66,6 +66,7 @@ def model_of(kind):
     conv['centers'] = jnp.asarray(points[:3, :8])
     dense['centers'] = jnp.asarray(points[:3, 8:])
     params['names'] = jnp.array([[0, 1, 2], [1, 2, 0]], jnp.int32)
+    params['weights'] = jnp.array([0.5, 0.5])
     return _spread(model.assemble(recipe, params, one), points)
   scale = np.ones((1, 1), np.float32)
   if recipe['method']:

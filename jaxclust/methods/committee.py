@@ -1,7 +1,8 @@
 """Trained methods that vote on the clusters of an image, as one method.
 
-Its embedding is that of all members beside each other. A member calls its
-clusters after those of the member that agrees most with the others.
+Its embedding is that of all members beside each other. The majority that agrees
+most with the others votes. A member calls its clusters after those of the one
+that agrees most.
 
 Axes: S members, N images, D numbers of all embeddings, K clusters.
 """
@@ -22,8 +23,8 @@ from jaxclust.methods.method import Method
 def committee(methods: tuple[Method, ...]) -> Method:
   """The method of members that have clusters, which is not trained itself.
 
-  Its parameters are those of the members, and the names of their clusters; see
-  `convene`.
+  Its parameters are those of the members, their weights and the names of their
+  clusters; see `convene`.
   """
   cuts = np.cumsum([method.code_size for method in methods])
 
@@ -31,7 +32,11 @@ def committee(methods: tuple[Method, ...]) -> Method:
     del previous
     members = tuple(method.init(key, None) for method in methods)
     names = len(methods), num_clusters_of(methods[0])
-    return {'members': members, 'names': jnp.zeros(names, jnp.int32)}
+    return {
+      'members': members,
+      'weights': jnp.zeros(len(methods)),
+      'names': jnp.zeros(names, jnp.int32),
+    }
 
   def embed(params, pixels):
     pairs = zip(methods, params['members'], strict=True)
@@ -45,11 +50,11 @@ def committee(methods: tuple[Method, ...]) -> Method:
         methods, params['members'], parts, strict=True
       )
     ]
-    num_clusters = params['names'].shape[1]
+    names, weights = params['names'], params['weights']
     return sum(
-      jax.nn.one_hot(names[vote], num_clusters)
-      for names, vote in zip(params['names'], votes, strict=True)
-    ) / len(votes)
+      weight * jax.nn.one_hot(own[vote], names.shape[1])
+      for weight, own, vote in zip(weights, names, votes, strict=True)
+    )
 
   def centers(params):
     rows = zip(methods, params['members'], params['names'], strict=True)
@@ -101,6 +106,13 @@ def convene(
     labels: `[S, N]`, what each finds in some images.
     num_clusters: K.
   """
-  agreement = consensus.agreement(jnp.asarray(labels), num_clusters)
-  names = consensus.align(labels, int(agreement.argmax()), num_clusters)
-  return {'members': members, 'names': jnp.asarray(names)}
+  agreement = np.asarray(consensus.agreement(jnp.asarray(labels), num_clusters))
+  first, *others = np.argsort(-agreement, kind='stable')
+  majority = [first, *others[: len(members) // 2]]
+  weights = np.zeros(len(members), np.float32)
+  weights[majority] = 1 / len(majority)
+  return {
+    'members': members,
+    'weights': jnp.asarray(weights),
+    'names': jnp.asarray(consensus.align(labels, first, num_clusters)),
+  }
