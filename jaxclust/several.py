@@ -109,7 +109,7 @@ def _committee(config, runs, dataset, path, seconds):
   for name, summary in _made(runs, path, seconds):
     for number, found in enumerate(summary.get('seeds', [summary])):
       splits = {s: found[s] for s in ('train', 'test') if s in found}
-      rows.append({'seed': f'{name} {config.seed + number}', **splits})
+      rows.append({'member': f'{name} {config.seed + number}', **splits})
       members.append(storage.load(path / name, number))
   splits = pipeline.splits_of(dataset)
   with timed(seconds, 'encode'):

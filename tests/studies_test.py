@@ -89,7 +89,7 @@ def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
   path, out = finished('committee')
   assert 'outlines: prototypes' in out
   summary = read(path)
-  names = [row['seed'] for row in summary['members']]
+  names = [row['member'] for row in summary['members']]
   assert names == ['outlines 0', 'outlines 1', 'patterns 0', 'patterns 1']
   for number in (0, 1):
     own = read(path / 'patterns')['seeds'][number]

@@ -148,10 +148,11 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
 
 
 def seed_scores(summary: dict) -> list[list[str]]:
-  """Returns the scores of each seed, and of their vote, as the rows of a table,
-  see `headline`: its agreement with the others too, which needs no labels; []
-  if there is nothing to tell."""
-  seeds = summary.get('seeds', summary.get('members', ()))
+  """Returns the scores of each seed, or of each member of a committee, and of
+  their vote, as the rows of a table, see `headline`; how each agrees with the
+  others too, which needs no labels. Returns [] if there is nothing to tell."""
+  kind = 'member' if 'members' in summary else 'seed'
+  seeds = summary.get(f'{kind}s', ())
   columns = [
     (split, name)
     for split in _SPLITS
@@ -159,8 +160,8 @@ def seed_scores(summary: dict) -> list[list[str]]:
     for name in _SEED_SCORES
   ]
   agreement = summary.get('vote', {}).get('agreement', ())
-  head = ['seed', *(f'{name.upper()}, {split}' for split, name in columns)]
-  named = [(str(row['seed']), row) for row in seeds]
+  head = [kind, *(f'{name.upper()}, {split}' for split, name in columns)]
+  named = [(str(row[kind]), row) for row in seeds]
   named += [('vote', summary['vote'])] if 'vote' in summary else []
   rows = [
     [name, *(_number(_score(row, *c)) or _MISSING for c in columns)]
