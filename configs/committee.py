@@ -5,8 +5,9 @@ r"""The whole pipeline of the flagship: networks with different looks vote.
 
 Two seeds each of prototypes from images and their edges, from edges alone, and
 from images with patterns printed on their views. Networks of one look err
-alike, those of several do not. Neighbours in all embeddings then agree on
-clusters. No label is seen.
+alike, those of several do not. The majority that agrees most votes, then
+neighbours in all embeddings agree on clusters. No label is seen. Digits of 8x8
+pixels have one look, and six seeds that err differently.
 
 A committee that was stopped goes on where it was. `jaxclust.load` loads all of
 its networks as one model.
@@ -18,6 +19,7 @@ from jaxclust import defaults
 
 # Name -> config, and what is changed of it.
 _LOOKS = {
+  'plain': ('prototypes', {'network': {'name': 'strided'}}),
   'edges': ('prototypes', {'network': {'name': 'edges'}}),
   'outlines': ('prototypes', {'network': {'name': 'outlines'}}),
   'patterns': (
@@ -31,10 +33,15 @@ def get_config(variant: str = 'fashion_mnist'):
   folder = pathlib.Path(__file__).parent
   config = defaults.several('committee', variant, folder, _LOOKS)
   config.num_seeds = 2
-  config.data.size = config.runs.edges.data.size
-  config.members = tuple(_LOOKS)
+  config.data.size = config.runs.edges.data.size  # of all members
+  config.members = ('edges', 'outlines', 'patterns')
   config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
   config.spread = {'num_neighbors': 10, 'strength': 0.99}
   for own in config.runs.values():
+    own.data.size = ()
     own.spread.num_neighbors = 0  # the committee does it for all
+  if variant == 'digits':
+    config.num_seeds = 6
+    config.members = ('plain',)
+    config.spread.num_neighbors = 0
   return config

@@ -25,7 +25,7 @@ _RUNS = {
   'prototypes': ('prototypes', {}),
   'prototypes_neighbors': (
     'prototypes',
-    {'stages': ('prototypes', 'neighbors')},
+    {'stages': ('prototypes', 'neighbors'), 'spread': {'num_neighbors': 0}},
   ),
 }
 

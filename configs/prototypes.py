@@ -76,5 +76,5 @@ def get_config(variant: str = 'fashion_mnist'):
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0
     config.training.batch_size = 128
-    config.spread.num_neighbors = 0  # they are too far of 1,797 images
+    config.spread.num_neighbors = 0  # of so few, they are too far apart
   return config

@@ -1,4 +1,4 @@
-"""What clusters answer of images: labels, scores, and the vote of several runs.
+"""Answers: labels of images, their scores, and the vote of several runs.
 
 Axes: N images, S runs, K clusters.
 """
@@ -43,7 +43,7 @@ def vote(
   rows: Sequence[dict],
   num_clusters: int,
 ) -> tuple[dict, dict[str, np.ndarray]]:
-  """What most seeds say, when each calls its clusters after those of the seed
+  """The vote of seeds, each of which calls its clusters after those of the seed
   that agrees most with the others.
 
   Args:

@@ -78,9 +78,9 @@ def pipeline(
 
 
 def several(
-  experiment: str, variant: str, folder: str, runs: dict[str, tuple]
+  experiment: str, variant: str, folder: pathlib.Path, runs: dict[str, tuple]
 ) -> ConfigDict:
-  """Several runs on the same images, five seeds of each.
+  """Several runs on the same images, of five seeds each unless changed.
 
   Args:
     experiment: of `experiments.EXPERIMENTS`.
@@ -92,7 +92,7 @@ def several(
   config.num_seeds = 5
   config.runs = ConfigDict()
   for name, (file, changes) in runs.items():
-    path = pathlib.Path(folder) / f'{file}.py'
+    path = folder / f'{file}.py'
     own = runpy.run_path(str(path))['get_config'](variant)
     own.update(changes)
     own.data = {'size': own.data.size}  # (): that of all

@@ -159,7 +159,7 @@ def _sweep(config, dataset, path, seconds):
   represented = pipeline.represent(config, dataset, seeds, path, seconds)
   x = next(represented).points['train']
   workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
-  records, labels = [], []
+  rows, labels = [], []
   key = jax.random.fold_in(jax.random.key(config.seed), phases.CLUSTERS)
   with (
     timed(seconds, 'sweep', quietly=True),
@@ -168,20 +168,20 @@ def _sweep(config, dataset, path, seconds):
     for record in selection.sweep(key, x, **config.sweep):
       labels.append(record.pop('labels'))
       workdir.log(path, phase='sweep', **record)
-      records.append(record)
-      show(len(records), f'{record["num_clusters"]} clusters')
+      rows.append(record)
+      show(len(rows), f'{record["num_clusters"]} clusters')
   with timed(seconds, 'silhouette'):
     scores = selection.silhouette(x, np.stack(labels), counts)
-    for record, score in zip(records, scores.tolist(), strict=True):
+    for record, score in zip(rows, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
-  choices = selection.choose(records)
-  chart = figures.sweep(path / 'figures' / 'sweep.png', records, choices)
+  choices = selection.choose(rows)
+  chart = figures.sweep(path / 'figures' / 'sweep.png', rows, choices)
   section = page.Section(
     'Criteria',
     'What each criterion says of each number of clusters, and its choice.',
     charts=[(chart, 'criteria over the number of clusters')],
   )
-  return {'sweep': records, 'choices': choices}, [section]
+  return {'sweep': rows, 'choices': choices}, [section]
 
 
 def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:

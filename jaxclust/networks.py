@@ -246,7 +246,7 @@ class StridedEncoder(nn.Module):
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:
     """Codes `[B, D]` of images `[B, H, W, C]` in [0, 1]."""
-    x = _SIGHTS[self.sees](images).astype(self.dtype)
+    x = _SIGHTS[self.sees][1](images).astype(self.dtype)
     *channels, width = self.features
     for number, count in enumerate(channels):
       size = 3 if number else 5
@@ -274,7 +274,7 @@ class StridedEncoder(nn.Module):
   def count_operations(self) -> int:
     """Additions and multiplications for the code of one image."""
     height, width, channels = self.image_shape
-    channels *= {'image': 1, 'edges': 2, 'both': 3}[self.sees]
+    channels *= _SIGHTS[self.sees][0]
     total = 0
     for number, count in enumerate(self.features[:-1]):
       height, width = -(-height // 2), -(-width // 2)
@@ -284,11 +284,11 @@ class StridedEncoder(nn.Module):
     return 2 * (total + height * width * channels * self.features[-1])
 
 
-# What a network sees of images [B, H, W, C].
+# Sights of images [B, H, W, C]: how many times C channels, and their function.
 _SIGHTS = {
-  'image': lambda x: x,
-  'edges': layers.edges,
-  'both': lambda x: jnp.concatenate([x, layers.edges(x)], axis=3),
+  'image': (1, lambda x: x),
+  'edges': (2, layers.edges),
+  'both': (3, lambda x: jnp.concatenate([x, layers.edges(x)], axis=3)),
 }
 
 # Weights that are normalised by the batch: small ones turn faster in a step.

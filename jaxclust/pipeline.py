@@ -98,8 +98,16 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
 
 def check_spread(config: Any, dataset: Dataset) -> None:
   """Checks how neighbours are to agree on clusters, if they are."""
-  if config.get('spread', {}).get('num_neighbors'):
-    spreading.check(len(dataset.images), **config.spread)
+  if not config.get('spread', {}).get('num_neighbors'):
+    return
+  spreading.check(len(dataset.images), **config.spread, prefix='config.spread.')
+  if config.get('clusterer'):
+    raise InputError(
+      f'config.spread.num_neighbors is {config.spread.num_neighbors}, but '
+      f'config.clusterer is {config.clusterer!r}: neighbours agree on clusters '
+      'of methods that have them; set one of both to 0 or to '
+      ''
+    )
 
 
 def check_stages(config: Any, dataset: Dataset) -> tuple[int, Method | None]:
@@ -196,7 +204,7 @@ def _run(config, dataset, path, seconds):
       scores['fit'] = fit
       if dataset.labels is None:
         labels = judged['train'].labels
-        fit |= _silhouette(found.points['train'], labels, own)
+        fit |= silhouette(found.points['train'], labels, own)
     found_labels.append({split: each.labels for split, each in judged.items()})
     storage.save(path, own, seed - config.seed)
     if seed == config.seed:
@@ -334,8 +342,8 @@ def spread(own: Model, x: jax.Array, seconds: dict) -> Model:
     )
 
 
-def _silhouette(x, labels, own):
-  """The silhouette of labels `[N]`, where it is defined."""
+def silhouette(x: jax.Array, labels: np.ndarray, own: Model) -> dict:
+  """The silhouette of labels `[N]` of points `[N, D]`, where it is defined."""
   if len(own.centers) < 2:
     return {}
   (found,) = selection.silhouette(x, labels[None], [len(own.centers)])

@@ -51,7 +51,7 @@ def _leaderboard(runs, dataset, path, seconds):
     rows.append(_row(name, summary))
     seeds += summary.get('seeds', [summary])
     labels += _labels(path / name)
-  num_clusters = 1 + max(own['train'].max() for own in labels)
+  num_clusters = 1 + max(x.max() for own in labels for x in own.values())
   scores, _ = answers.vote(dataset, labels, seeds, num_clusters)
   agreement = iter(scores['agreement'])
   for row in rows:
@@ -94,6 +94,17 @@ def prepare_committee(config: Any) -> tuple[Dataset, Callable]:
         f'config.runs.{name}.clusterer is {own.clusterer!r}: members of a '
         "committee are methods that have clusters; set it to ''"
       )
+    if own.get('spread', {}).get('num_neighbors'):
+      raise InputError(
+        f'config.runs.{name}.spread.num_neighbors is '
+        f'{own.spread.num_neighbors}: neighbours agree in the whole committee; '
+        'set it to 0'
+      )
+    if tuple(own.data.size) != tuple(config.data.size):
+      raise InputError(
+        f'config.runs.{name}.data.size is {own.data.size}, but '
+        f'config.data.size is {config.data.size}: give all the same'
+      )
     _, method = pipeline.check_stages(own, dataset)
     counts[name] = num_clusters_of(method)
   if len(set(counts.values())) != 1:
@@ -104,22 +115,26 @@ def prepare_committee(config: Any) -> tuple[Dataset, Callable]:
 
 
 def _committee(config, runs, dataset, path, seconds):
-  """Makes the members' runs, and lets all their seeds decide."""
-  rows, members = [], []
+  """Makes the members' runs, and one answer of all their seeds."""
+  rows, members, labels = [], [], []
   for name, summary in _made(runs, path, seconds):
+    labels += _labels(path / name)
     for number, found in enumerate(summary.get('seeds', [summary])):
       splits = {s: found[s] for s in ('train', 'test') if s in found}
       rows.append({'member': f'{name} {config.seed + number}', **splits})
       members.append(storage.load(path / name, number))
   splits = pipeline.splits_of(dataset)
   with timed(seconds, 'encode'):
-    own, labels = _convened(config, members, splits)
+    own = _convened(config, members, labels)
     points = {split: own.points(images) for split, images in splits.items()}
   scores, votes = answers.vote(dataset, labels, rows, len(own.centers))
   own = pipeline.spread(own, points['train'], seconds)
   storage.save(path, own)
   with timed(seconds, 'score'):
     judged, found = answers.judge(dataset, own, points)
+    if dataset.labels is None:
+      labels = judged['train'].labels
+      found['fit'] = pipeline.silhouette(points['train'], labels, own)
     arrays = answers.arrays_of(own, judged, points)
   workdir.write_arrays(path, 'assignments.npz', **arrays, **votes)
   with timed(seconds, 'figures'):
@@ -128,28 +143,28 @@ def _committee(config, runs, dataset, path, seconds):
   return {**found, 'members': rows, 'vote': scores}, sections
 
 
-def _convened(config, members, splits):
-  """The model of a committee, and the labels of its members by split."""
+def _convened(config, members, labels):
+  """The model of a committee, whose members have found labels by split."""
   first = members[0].recipe
   recipe = model.make_recipe(config, first['image_shape']) | {
     'method': 'committee',
     'members': [own.recipe for own in members],
     'batch_size': first['batch_size'],
   }
-  labels = [
-    {split: np.asarray(own.predict(images)) for split, images in splits.items()}
-    for own in members
-  ]
   params = convene(
     tuple(own.params for own in members),
     np.stack([own['train'] for own in labels]),
     len(members[0].centers),
   )
-  return model.assemble(recipe, params, jnp.ones((1, 1))), labels
+  return model.assemble(recipe, params, jnp.ones((1, 1)))
 
 
 def _runs(config, which):
   """The config of each run, with what all runs share, checked."""
+  if not config[which]:
+    raise InputError(
+      f'config.{which} is empty: name some of {", ".join(config.runs)}'
+    )
   runs = {}
   for name in config[which]:
     checks.check_choice(f'each of config.{which}', name, config.runs)

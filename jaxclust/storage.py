@@ -32,11 +32,10 @@ def file_of(seed: int) -> str:
 def save(path: pathlib.Path, model: Model, seed: int = 0) -> None:
   """Writes the model of a seed, by its number, into a run directory."""
   parts = {'params': model.params, 'scale': model.scale}
-  clusters = model.clusters
-  if model.recipe['spread']:
-    clusters, parts['spread'] = clusters
   if model.recipe['clusterer']:
-    parts['clusters'] = clusters
+    parts['clusters'] = model.clusters
+  if model.recipe['spread']:
+    _, parts['spread'] = model.clusters
   if model.manifold is not None:
     parts['manifold'] = model.manifold
   recipe = json.dumps(model.recipe)
@@ -58,7 +57,7 @@ def load(path: str | pathlib.Path, seed: int = 0) -> Model:
 
   Args:
     path: of the run directory.
-    seed: 0 for the first seed of the run, 1 for the second, ...
+    seed: number of the seed within the run, from 0.
 
   Raises:
     InputError: if there is no such directory, its run is not finished or leaves
@@ -69,6 +68,7 @@ def load(path: str | pathlib.Path, seed: int = 0) -> Model:
       f'the run {str(path)!r} is not a directory: name that of a finished run, '
       'as runs/autoencoder-gmm-digits-...'
     )
+  check_count('seed', seed, low=0)
   path = pathlib.Path(path).expanduser()
   file = path / file_of(seed)
   if not workdir.is_finished(path):
@@ -78,8 +78,8 @@ def load(path: str | pathlib.Path, seed: int = 0) -> Model:
     )
   if not file.exists():
     raise InputError(
-      f'{path} holds no {file.name}: only runs that cluster leave one for '
-      'each of their seeds; run one in another directory'
+      f'{path} holds no {file.name}: runs that cluster leave one for each of '
+      'their seeds, which are numbered from 0; name another seed or run'
     )
   remedy = 'run its command again in another directory'
   arrays = data.read_npz(file, remedy)

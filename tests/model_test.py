@@ -233,8 +233,10 @@ def test_a_directory_without_a_model_says_why(tmp_path):
   with pytest.raises(InputError, match=told):
     storage.load(tmp_path)
   (tmp_path / 'summary.json').write_text('{}')
-  with pytest.raises(InputError, match='only runs that cluster leave one'):
+  with pytest.raises(InputError, match='runs that cluster leave one'):
     storage.load(tmp_path)
+  with pytest.raises(InputError, match=r'holds no model-2\.npz: .* from 0'):
+    storage.load(tmp_path, seed=2)
 
 
 def change(**changes):

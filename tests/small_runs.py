@@ -38,6 +38,7 @@ SMALL = {
     '--config.prototypes.num_prototypes=20',
   ],
   'committee': [
+    '--config.num_seeds=2',
     '--config.spread.num_neighbors=5',
     "--config.members=('outlines', 'patterns')",
     *(

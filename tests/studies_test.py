@@ -119,12 +119,21 @@ def test_members_without_clusters_or_of_other_numbers_are_named(
 ):
   for flags, message in (
     (
-      ['--config.runs.edges.prototypes.num_clusters=9'],
-      "{'edges': 9, 'outlines': 10, 'patterns': 10} clusters",
+      [
+        '--config.runs.edges.prototypes.num_clusters=9',
+        "--config.members=('plain', 'edges')",
+      ],
+      "{'plain': 10, 'edges': 9} clusters",
     ),
     (["--config.members=('edgy',)"], "each of config.members is 'edgy'"),
-    (['--config.runs.edges.clusterer=kmeans'], 'no config.kmeans'),
-    (['--config.spread.num_neighbors=9999'], 'num_neighbors is 9999'),
+    (['--config.runs.plain.clusterer=kmeans'], 'no config.kmeans'),
+    (['--config.runs.plain.spread.num_neighbors=5'], 'set it to 0'),
+    (['--config.runs.plain.data.size=(20, 20)'], 'give all the same'),
+    (['--config.members=()'], 'config.members is empty: name some of edges,'),
+    (
+      ['--config.spread.num_neighbors=9999'],
+      'config.spread.num_neighbors is 9999',
+    ),
   ):
     assert run('committee', tmp_path / 'run', *flags) == 2
     assert message in capfd.readouterr().err

@@ -27,7 +27,7 @@ from jaxclust.frames import dot, unit_rows
 # Maximum numbers that are compared of a point; they have nearly all of it.
 _COMPARED = 128
 
-# Shares that change less in a step are final.
+# Largest change of shares in a step that is their last.
 _CHANGE = 1e-5
 
 # Maximum number of steps; the largest strength needs about as many.
@@ -42,14 +42,16 @@ class Spread(NamedTuple):
   shares: jax.Array  # [N, K]
 
 
-def check(num_points: int, num_neighbors: int, strength: float) -> None:
-  """Checks the options of `spread`.
+def check(
+  num_points: int, num_neighbors: int, strength: float, prefix: str = ''
+) -> None:
+  """Checks the options of `spread`, whose names an error gives a prefix.
 
   Raises:
     InputError: if they are out of range.
   """
-  checks.check_count('num_neighbors', num_neighbors, high=num_points)
-  checks.check_number('strength', strength, high=0.999)
+  checks.check_count(f'{prefix}num_neighbors', num_neighbors, high=num_points)
+  checks.check_number(f'{prefix}strength', strength, high=0.999)
 
 
 def spread(
@@ -61,8 +63,8 @@ def spread(
   """Spreads shares of clusters over the graph of neighbours.
 
   The new shares S of shares P satisfy `S = strength A S + (1 - strength) P`,
-  where A takes the mean over the n nearest points by the cosine, of which each
-  point itself is one.
+  where A takes the mean over the n nearest points by the cosine. A point is its
+  own nearest.
 
   Args:
     x: `[N, D]` points.
@@ -125,7 +127,11 @@ def spreading(
 
   def assign(clusters, x):
     shares = probabilities(clusters, x)
-    return assign_by_shares(shares, centers(clusters), x)
+    found = assign_by_shares(shares, centers(clusters), x)
+    own = assigner.assign(clusters[0], x)
+    if own.outlier_score is own.distance:  # to another center, perhaps
+      return found
+    return found._replace(outlier_score=own.outlier_score)
 
   def centers(clusters):
     return assigner.centers(clusters[0])

@@ -1,8 +1,8 @@
 """Views of images: what may change of an image while it stays the same thing.
 
 A crop, a flip, a shift and a rotation move the pixels; blur, brightness,
-contrast, noise and erasing change them. An option of 0, or of 1 where 1 changes
-nothing, disables its change, which then costs nothing.
+contrast, noise, patterns and erasing change them. An option of 0, or of 1 where
+1 changes nothing, disables its change, which then costs nothing.
 
 Axes: B batch, V views, H height, W width, C channels.
 
@@ -43,7 +43,6 @@ OPTIONS = {
   'noise': (0.0, 0.0, jnp.inf),  # standard deviation; not in what is wanted
 }
 
-
 # Size of the coarse patterns, and the share of views that stay plain.
 _COARSE, _PLAIN = (5, 5), 0.3
 
@@ -66,7 +65,7 @@ def from_options(**options: float) -> Augmentation:
 
   >>> from_options(noise=0.1)
   Augmentation(crop=None, extra=None, motion=None, blur=None, tone=None, \
-erase=None, noise=(0.1,))
+pattern=None, erase=None, noise=(0.1,))
 
   Raises:
     InputError: if an option is out of its bounds.
