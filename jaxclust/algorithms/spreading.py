@@ -129,7 +129,7 @@ def spreading(
     shares = probabilities(clusters, x)
     found = assign_by_shares(shares, centers(clusters), x)
     own = assigner.assign(clusters[0], x)
-    if own.outlier_score is own.distance:  # to another center, perhaps
+    if own.outlier_score is own.distance:  # from a center, maybe another one
       return found
     return found._replace(outlier_score=own.outlier_score)
 
