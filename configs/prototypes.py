@@ -15,6 +15,27 @@ not in digits, which are turned by some degrees instead.
 
 from jaxclust import defaults
 
+# Options of a training in a last stage, in place of those of config.training.
+_GENTLY = {'learning_rate': 3e-4, 'warmup_epochs': 0.0}
+
+# Options of the last stages that config.stages may name.
+_NEIGHBORS = {
+  'num_clusters': 10,
+  'num_heads': 4,
+  'num_neighbors': 10,
+  'balance': 5.0,
+  'num_epochs': 5,
+  **_GENTLY,
+}
+_SELF_LABELS = {
+  'num_clusters': 10,
+  'num_heads': 4,
+  'confidence': 0.9,  # least share of a cluster in an image that teaches
+  'balance': 0.0,
+  'num_epochs': 3,
+  **_GENTLY,
+}
+
 
 def get_config(variant: str = 'fashion_mnist'):
   config = defaults.pipeline(variant, ('prototypes',), clusterer='')
@@ -48,25 +69,8 @@ def get_config(variant: str = 'fashion_mnist'):
     'num_neighbors': 10,  # 0: they do not
     'strength': 0.99,  # their weight
   }
-  config.neighbors = {
-    'num_clusters': 10,
-    'num_heads': 4,
-    'num_neighbors': 10,
-    'balance': 5.0,
-    # In place of the options of config.training:
-    'num_epochs': 5,
-    'learning_rate': 3e-4,
-    'warmup_epochs': 0.0,
-  }
-  config.self_labels = {
-    'num_clusters': 10,
-    'num_heads': 4,
-    'confidence': 0.9,  # least share of a cluster in an image that teaches
-    'balance': 0.0,
-    'num_epochs': 3,
-    'learning_rate': 3e-4,
-    'warmup_epochs': 0.0,
-  }
+  config.neighbors = _NEIGHBORS
+  config.self_labels = _SELF_LABELS
   if variant != 'fashion_mnist':  # left and right matter in digits
     config.training.flip = 0.0
     config.training.max_rotation = 15.0

@@ -20,7 +20,7 @@ from jaxclust.checks import check_count
 from jaxclust.errors import InputError, one_line
 from jaxclust.model import Model, assemble, method_of
 
-# Version of the layout of that file.
+# Version of the layout of the file.
 _FORMAT = 2
 
 
