@@ -42,6 +42,7 @@ def vote(
   answers: Sequence[dict[str, np.ndarray]],
   rows: Sequence[dict],
   num_clusters: int,
+  criteria: dict[str, list[float | None]] | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
   """The vote of seeds, each of which calls its clusters after those of the seed
   that agrees most with the others.
@@ -51,11 +52,13 @@ def vote(
     answers: of each seed the labels `[N]` of each split.
     rows: of each seed its scores.
     num_clusters: K.
+    criteria: name -> scores of the seeds, beside their agreement, that need no
+      labels; None where a seed has none.
 
   Returns:
-    Scores of the vote, the agreement of each seed and, with labels, how its
-    ranks correlate with those of ACC; and by name the labels `[N]` of the vote
-    and `[S, N]` of all seeds.
+    Scores of the vote, the criteria and, with labels, how the ranks of each
+    correlate with those of ACC; and by name the labels `[N]` of the vote and
+    `[S, N]` of all seeds.
   """
   labels = {s: np.stack([answer[s] for answer in answers]) for s in answers[0]}
   agreement = consensus.agreement(labels['train'], num_clusters)
@@ -63,12 +66,14 @@ def vote(
   names = consensus.align(labels['train'], best, num_clusters)
   votes = {split: consensus.vote(own, names) for split, own in labels.items()}
   scores = label_scores(dataset, votes, num_clusters)
-  scores['agreement'] = np.asarray(agreement).tolist()
+  criteria = {'agreement': np.asarray(agreement).tolist()} | (criteria or {})
+  scores['criteria'] = criteria
   if dataset.labels is not None:
-    found = consensus.rank_correlation(
-      scores['agreement'], [row['train']['acc'] for row in rows]
-    )
-    scores |= {} if found is None else {'rank_correlation': found}
+    acc = [row['train']['acc'] for row in rows]
+    scores['rank_correlation'] = {
+      name: consensus.rank_correlation(own, acc)
+      for name, own in criteria.items()
+    }
   arrays = {f'{split}_vote': own for split, own in votes.items()}
   return scores, arrays | {
     f'{split}_seeds': own for split, own in labels.items()

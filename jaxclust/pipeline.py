@@ -105,8 +105,7 @@ def check_spread(config: Any, dataset: Dataset) -> None:
     raise InputError(
       f'config.spread.num_neighbors is {config.spread.num_neighbors}, but '
       f'config.clusterer is {config.clusterer!r}: neighbours agree on clusters '
-      'of methods that have them; set one of both to 0 or to '
-      ''
+      "of methods that have them; set one of both to 0 or to ''"
     )
 
 

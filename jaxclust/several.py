@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxclust import (
   answers,
   checks,
+  criteria,
   data,
   findings,
   model,
@@ -26,11 +27,14 @@ from jaxclust import (
   storage,
   workdir,
 )
-from jaxclust.data import Dataset
+from jaxclust.data import Dataset, augment
 from jaxclust.errors import InputError
 from jaxclust.methods.committee import convene, num_clusters_of
 from jaxclust.report import console, figures, page
 from jaxclust.report.console import timed
+
+# Maximum number of images on which members are judged without labels.
+_JUDGED = 10_000
 
 
 def prepare_leaderboard(config: Any) -> tuple[Dataset, Callable]:
@@ -53,7 +57,7 @@ def _leaderboard(runs, dataset, path, seconds):
     labels += _labels(path / name)
   num_clusters = 1 + max(x.max() for own in labels for x in own.values())
   scores, _ = answers.vote(dataset, labels, seeds, num_clusters)
-  agreement = iter(scores['agreement'])
+  agreement = iter(scores['criteria']['agreement'])
   for row in rows:
     row['agreement'] = [next(agreement) for _ in row['train']['acc']]
   chart = figures.leaderboard(path / 'figures' / 'leaderboard.png', rows)
@@ -65,7 +69,7 @@ def _leaderboard(runs, dataset, path, seconds):
     charts=[(chart, 'accuracy of the methods')],
     table=console.leaderboard(rows),
   )
-  found = scores.get('rank_correlation')
+  found = scores['rank_correlation']
   return {'leaderboard': rows, 'rank_correlation': found}, [section]
 
 
@@ -127,7 +131,9 @@ def _committee(config, runs, dataset, path, seconds):
   with timed(seconds, 'encode'):
     own = _convened(config, members, labels)
     points = {split: own.points(images) for split, images in splits.items()}
-  scores, votes = answers.vote(dataset, labels, rows, len(own.centers))
+  with timed(seconds, 'criteria'):
+    found = _criteria(runs, dataset, members, labels, points['train'])
+  scores, votes = answers.vote(dataset, labels, rows, len(own.centers), found)
   own = pipeline.spread(own, points['train'], seconds)
   storage.save(path, own)
   with timed(seconds, 'score'):
@@ -141,6 +147,31 @@ def _committee(config, runs, dataset, path, seconds):
     shown = findings.find(dataset, own, points['train'], judged['train'], found)
     sections = page.draw(shown, path / 'figures', config.embedding)
   return {**found, 'members': rows, 'vote': scores}, sections
+
+
+def _criteria(runs, dataset, members, labels, points):
+  """Scores of the members that need no labels, of some images."""
+  if len(members) < 2:
+    return {}
+  step = -(-len(points) // _JUDGED)
+  some = np.stack([own['train'][::step] for own in labels])
+  cuts = np.cumsum([own.method.code_size for own in members])
+  parts = np.split(np.asarray(points[::step]), cuts[:-1], axis=1)
+  trained_with = {
+    name
+    for config in runs.values()
+    for stage in config.stages
+    for name, value in model.stage_options(config, stage)[0].items()
+    if name in augment.OPTIONS and value != augment.OPTIONS[name][0]
+  }
+  num_clusters = len(members[0].centers)
+  return {
+    'silhouette': criteria.silhouettes(parts, some, num_clusters),
+    'probe': criteria.probes(parts, some),
+    'steadiness': criteria.steadiness(
+      members, dataset.images[::step], some, trained_with
+    ),
+  }
 
 
 def _convened(config, members, labels):

@@ -121,7 +121,9 @@ def test_a_score_that_a_seed_lacks_is_missing(capsys):
   voted = console.seed_scores(summary | {'vote': {'test': {'acc': 0.75}}})
   assert voted[-1] == ['vote', '-', '-', '-', '-', '-', '0.7500']
   agreement = [0.8] * len(summary['seeds'])
-  told = console.seed_scores(summary | {'vote': {'agreement': agreement}})
+  told = console.seed_scores(
+    summary | {'vote': {'criteria': {'agreement': agreement}}}
+  )
   assert [row[-1] for row in told[:2]] == ['agreement', '0.8000']
   assert told[-1][-1] == '-'
   console.closing_table(summary, {'train': {'cluster_purity': [0.5]}})

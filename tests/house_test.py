@@ -33,7 +33,7 @@ ORDER = [
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board figures page'),
-  ('', 'phases model storage selection answers'),
+  ('', 'phases model storage selection answers criteria'),
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),

@@ -20,11 +20,14 @@ def test_a_sweep_tells_what_each_criterion_chooses(finished):
   assert alone['silhouette'] is None
   assert alone['stability'] is None
   for record in others:
-    assert 0 < record['silhouette'] < 1
+    assert -1 < record['silhouette'] < 1
+    assert 0 < record['strength'] <= 1
     assert -0.5 < record['stability'] <= 1
     assert record['bic'] > record['aic']
     assert record['inertia'] < alone['inertia']
-  assert set(summary['choices'].values()) <= {1, 2, 3}
+  assert set(summary['choices'].values()) <= {1, 2, 3, None}
+  assert alone['strength'] is None
+  assert summary['conclusion'] in out.replace('\n', ' ')
   assert (path / 'figures' / 'sweep.png').stat().st_size > 10_000
   records = workdir.read_log(path, phase='sweep')
   assert [r['num_clusters'] for r in records] == [1, 3, 2]
@@ -94,7 +97,12 @@ def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
   for number in (0, 1):
     own = read(path / 'patterns')['seeds'][number]
     assert summary['members'][2 + number]['test'] == own['test']
-  assert len(summary['vote']['agreement']) == 4
+  told = summary['vote']['criteria']
+  assert set(told) == {'agreement', 'silhouette', 'probe', 'steadiness'}
+  assert set(told) == set(summary['vote']['rank_correlation'])
+  for values in told.values():
+    assert len(values) == 4
+    assert all(-1 < value < 1 for value in values)
   best = max(row['train']['acc'] for row in summary['members'])
   assert summary['train']['acc'] > best  # neighbours help weak networks most
   assert 'patterns 1' in (path / 'report.html').read_text()

@@ -78,14 +78,15 @@ def vote(labels: np.ndarray, names: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(
-  criterion: Sequence[float], scores: Sequence[float]
+  criterion: Sequence[float | None], scores: Sequence[float]
 ) -> float | None:
   """Spearman's correlation of a criterion with scores, from -1 to 1; None for
-  fewer than three, or where all of one are equal.
+  fewer than three, where all of one are equal, or where a value is missing.
 
   >>> rank_correlation([0.2, 0.5, 0.9], [0.6, 0.7, 0.75])
   1.0
   """
-  if len(scores) < 3 or min(len(set(criterion)), len(set(scores))) < 2:
+  few = min(len(set(criterion)), len(set(scores))) < 2
+  if len(scores) < 3 or few or None in criterion:
     return None
   return round(float(stats.spearmanr(criterion, scores).statistic), 12)

@@ -149,8 +149,8 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
 
 def seed_scores(summary: dict) -> list[list[str]]:
   """Returns the scores of each seed, or of each member of a committee, and of
-  their vote, as the rows of a table, see `headline`; how each agrees with the
-  others too, which needs no labels. Returns [] if there is nothing to tell."""
+  their vote, as the rows of a table, see `headline`; their criteria too, which
+  need no labels. Returns [] if there is nothing to tell."""
   kind = 'member' if 'members' in summary else 'seed'
   seeds = summary.get(f'{kind}s', ())
   columns = [
@@ -159,7 +159,7 @@ def seed_scores(summary: dict) -> list[list[str]]:
     if any(split in row for row in seeds)
     for name in _SEED_SCORES
   ]
-  agreement = summary.get('vote', {}).get('agreement', ())
+  criteria = summary.get('vote', {}).get('criteria', {})
   head = [kind, *(f'{name.upper()}, {split}' for split, name in columns)]
   named = [(str(row[kind]), row) for row in seeds]
   named += [('vote', summary['vote'])] if 'vote' in summary else []
@@ -167,11 +167,11 @@ def seed_scores(summary: dict) -> list[list[str]]:
     [name, *(_number(_score(row, *c)) or _MISSING for c in columns)]
     for name, row in named
   ]
-  if agreement:
-    head.append('agreement')
-    for row, value in zip(rows, [*agreement, None], strict=True):
+  for name, values in criteria.items():
+    head.append(name)
+    for row, value in zip(rows, [*values, None], strict=True):
       row.append(_number(value) or _MISSING)
-  return [head, *rows] if columns or agreement else []
+  return [head, *rows] if columns or criteria else []
 
 
 def _own_score(summary, part, name):
@@ -199,13 +199,13 @@ def results(summary: dict, reference: dict) -> None:
   """Prints the tables of a finished run, see `headline`."""
   if 'sweep' in summary:
     sweep_table(summary['sweep'], summary['choices'])
+    say(summary['conclusion'])
   elif 'limits' in summary:
     benchmark_table(summary['rows'], summary['limits'])
   elif 'leaderboard' in summary:
     head, *rows = leaderboard(summary['leaderboard'])
     _print_table(head, rows, width=128)
-    if (found := summary['rank_correlation']) is not None:
-      say(f'agreement ranks the seeds as ACC does, by {found:.2f} of Spearman')
+    _say_ranks(summary)
   else:
     closing_table(summary, reference)
 
@@ -235,6 +235,19 @@ def closing_table(summary: dict, reference: dict) -> None:
   )
   if seeds := seed_scores(summary):
     _print_table(seeds[0], seeds[1:], width=128)
+    _say_ranks(summary.get('vote', {}))
+
+
+def _say_ranks(found):
+  """Says how well criteria without labels tell good seeds from bad ones."""
+  ranks = {
+    name: value
+    for name, value in found.get('rank_correlation', {}).items()
+    if value is not None
+  }
+  if ranks:
+    told = ', '.join(f'{name} {value:.2f}' for name, value in ranks.items())
+    say(f"rank correlation with ACC (Spearman's): {told}")
 
 
 def sweep_table(records: Sequence[dict], choices: dict) -> None:
