@@ -92,14 +92,18 @@ def several(
   config.num_seeds = 5
   config.runs = ConfigDict()
   for name, (file, changes) in runs.items():
-    path = folder / f'{file}.py'
-    own = runpy.run_path(str(path))['get_config'](variant)
+    own = of_file(folder / f'{file}.py', variant)
     own.update(changes)
     own.data = {'size': own.data.size}  # (): that of all
     for shared in ('seed', 'num_seeds', 'tensorboard'):
       del own[shared]
     config.runs[name] = own
   return config
+
+
+def of_file(path: pathlib.Path, variant: str) -> ConfigDict:
+  """The config of another file."""
+  return runpy.run_path(str(path))['get_config'](variant)
 
 
 def represent(config: ConfigDict, variant: str) -> None:

@@ -37,8 +37,10 @@ from jaxclust import (
   signals,
   workdir,
 )
+from jaxclust.algorithms import kmeans
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
+from jaxclust.frames import unit_rows
 from jaxclust.report import board, console, figures, page
 from jaxclust.report.console import timed
 
@@ -149,7 +151,10 @@ def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
   """Loads the images, and checks the options of a sweep."""
   dataset = data.load(**config.data)
   num_features, _ = pipeline.check_stages(config, dataset)
-  selection.check_options(len(dataset.images), num_features, **config.sweep)
+  options = config.sweep.to_dict()
+  metric = options.pop('metric')
+  checks.check_choice('config.sweep.metric', metric, kmeans.METRICS)
+  selection.check_options(len(dataset.images), num_features, **options)
   return dataset, functools.partial(_sweep, config, dataset)
 
 
@@ -158,6 +163,9 @@ def _sweep(config, dataset, path, seconds):
   seeds, counts = [config.seed], tuple(config.sweep.num_clusters)
   represented = pipeline.represent(config, dataset, seeds, path, seconds)
   x = next(represented).points['train']
+  options = config.sweep.to_dict()
+  if options.pop('metric') == 'cosine':
+    x = unit_rows(x)
   workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
   rows, labels = [], []
   key = jax.random.fold_in(jax.random.key(config.seed), phases.CLUSTERS)
@@ -165,7 +173,7 @@ def _sweep(config, dataset, path, seconds):
     timed(seconds, 'sweep', quietly=True),
     console.progress('sweep', len(counts)) as show,
   ):
-    for record in selection.sweep(key, x, **config.sweep):
+    for record in selection.sweep(key, x, **options):
       labels.append(record.pop('labels'))
       workdir.log(path, phase='sweep', **record)
       rows.append(record)
@@ -174,14 +182,16 @@ def _sweep(config, dataset, path, seconds):
     scores = selection.silhouette(x, np.stack(labels), counts)
     for record, score in zip(rows, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
-  choices = selection.choose(rows)
+  choices, told = selection.choose(rows), selection.conclusion(rows)
   chart = figures.sweep(path / 'figures' / 'sweep.png', rows, choices)
   section = page.Section(
     'Criteria',
-    'What each criterion says of each number of clusters, and its choice.',
+    f'What each criterion says of each number of clusters, and its choice. In '
+    f'short: {told}.',
     charts=[(chart, 'criteria over the number of clusters')],
   )
-  return {'sweep': rows, 'choices': choices}, [section]
+  found = {'sweep': rows, 'choices': choices, 'conclusion': told}
+  return found, [section]
 
 
 def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:

@@ -1,8 +1,10 @@
-"""Choosing the number of clusters: five criteria over a range of K.
+"""Choosing the number of clusters: six criteria over a range of K.
 
   inertia     of k-means; chosen where the curve bends most (its elbow)
   silhouette  of the same clusters, over all pairs of points; the largest
   stability   mean adjusted Rand index between its restarts; the largest
+  strength    of predictions: how much of each cluster of one half of the points
+              is found in the other half; the largest K above 0.8, or none
   bic, aic    of a mixture; the least
 
 Axes: N points, D features, K clusters, R restarts, S clusterings, C clusters of
@@ -12,6 +14,8 @@ References:
   Rousseeuw (1987), Silhouettes, https://doi.org/10.1016/0377-0427(87)90125-7
   Schwarz (1978), Estimating the dimension of a model,
     https://doi.org/10.1214/aos/1176344136
+  Tibshirani and Walther (2005), Cluster validation by prediction strength,
+    https://doi.org/10.1198/106186005X59243
   Satopaa et al. (2011), Finding a "kneedle" in a haystack,
     https://doi.org/10.1109/ICDCSW.2011.20
 """
@@ -37,6 +41,10 @@ from jaxclust.rows import block_rows, compiled, reduce_rows, take_rows
 # Least rows on one side of a tile of distances.
 _SIDE = 1024
 
+# Number of times that points are halved, and the strength of predictions that
+# Tibshirani and Walther ask of clusters.
+_HALVINGS, _STRONG = 3, 0.8
+
 
 def check_options(
   num_points: int,
@@ -56,6 +64,7 @@ def check_options(
   checks.check_count('num_restarts', num_restarts, low=2)
   shape = num_points, num_features
   for count in num_clusters:
+    checks.check_count('num_clusters', count, high=max(1, num_points // 2))
     kmeans.check(*shape, num_clusters=count)
     gmm.check(*shape, num_components=count, covariance=covariance, reg=reg)
 
@@ -80,8 +89,9 @@ def sweep(
     reg: their ridge.
 
   Yields:
-    For each K a record of 'num_clusters', 'inertia', 'stability', 'bic', 'aic'
-    and 'labels' `[N]` of the best k-means. Stability is None for one cluster.
+    For each K a record of 'num_clusters', 'inertia', 'stability', 'strength',
+    'bic', 'aic' and 'labels' `[N]` of the best k-means. Stability and strength
+    are None for one cluster.
 
   Raises:
     InputError: for input that cannot be clustered.
@@ -106,6 +116,7 @@ def sweep(
       'num_clusters': count,
       'inertia': float(result.inertia),
       'stability': stability(labels) if count > 1 else None,
+      'strength': _strength(key, x, count, num_restarts) if count > 1 else None,
       'bic': float(gmm.bic(params, x)),
       'aic': float(gmm.aic(params, x)),
       'labels': kmeans.predict(result.centers, x),
@@ -122,6 +133,50 @@ def stability(labelings: Sequence[np.ndarray]) -> float:
   return float(
     np.mean([sklearn.metrics.adjusted_rand_score(a, b) for a, b in pairs])
   )
+
+
+def _strength(key, x, num_clusters, num_restarts):
+  """The mean strength of predictions over random halves of points `[N, D]`."""
+  size, found = len(x) // 2, []
+  for number in range(_HALVINGS):
+    own = jax.random.fold_in(key, number)
+    order = np.asarray(jax.random.permutation(own, len(x)))
+    halves = [x[np.sort(rows)] for rows in (order[:size], order[-size:])]
+    centers = [
+      kmeans.fit(
+        *(jax.random.fold_in(own, i), half),
+        num_clusters=num_clusters,
+        num_restarts=num_restarts,
+      ).centers
+      for i, half in enumerate(halves)
+    ]
+    for i, half in enumerate(halves):
+      labels, predicted = (
+        np.asarray(kmeans.predict(centers[j], half)) for j in (i, 1 - i)
+      )
+      found.append(prediction_strength(labels, predicted, num_clusters))
+  return float(np.mean(found))
+
+
+def prediction_strength(
+  labels: np.ndarray, predicted: np.ndarray, num_clusters: int
+) -> float:
+  """The share of a cluster's pairs of points that are predicted to be in one
+  cluster, of the cluster where it is least.
+
+  >>> prediction_strength([0, 0, 0, 1, 1], [1, 1, 0, 0, 0], 2)
+  0.3333333333333333
+
+  Args:
+    labels: `[N]`, from 0 to K - 1.
+    predicted: `[N]`, by centers that were found in other points.
+    num_clusters: K. A cluster of fewer than two points is not predicted at all.
+  """
+  counts = np.zeros((num_clusters, num_clusters))
+  np.add.at(counts, (labels, predicted), 1)
+  sizes = counts.sum(axis=1)
+  together = (counts * (counts - 1)).sum(axis=1)
+  return float((together / np.maximum(sizes * (sizes - 1), 1)).min())
 
 
 @on_any_mesh
@@ -247,6 +302,21 @@ def choose(records: Sequence[dict]) -> dict[str, int | None]:
   return {name: _choose_by(name, records) for name in CRITERIA}
 
 
+def conclusion(records: Sequence[dict]) -> str:
+  """The number of clusters that the points hold, if they tell."""
+  count = _choose_by('strength', records)
+  if count is None:
+    return (
+      'clusters of one half of the images are not found in the other, whatever '
+      'their number: the images do not tell how many there are'
+    )
+  (own,) = (r['strength'] for r in records if r['num_clusters'] == count)
+  return (
+    f'{count} clusters, the most that both halves of the images agree upon '
+    f'(strength {own:.2f}, at least {_STRONG})'
+  )
+
+
 def _choose_by(criterion, records):
   counts = np.asarray([record['num_clusters'] for record in records])
   values = np.asarray([record[criterion] for record in records], float)
@@ -257,6 +327,11 @@ def _choose_by(criterion, records):
   merits = CRITERIA[criterion](counts, values[known])
   best = merits.argmax()
   return int(counts[best]) if merits[best] > -np.inf else None
+
+
+def _if_strong(counts, values):
+  """Numbers whose clusters are found again, the larger the better."""
+  return np.where(values >= _STRONG, counts, -np.inf)
 
 
 def _depth_of_bend(counts, values):
@@ -270,6 +345,7 @@ CRITERIA = {
   'inertia': _depth_of_bend,
   'silhouette': lambda counts, values: values,
   'stability': lambda counts, values: values,
+  'strength': _if_strong,
   'bic': lambda counts, values: -values,
   'aic': lambda counts, values: -values,
 }

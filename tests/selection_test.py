@@ -95,21 +95,48 @@ def test_each_criterion_finds_five_far_blobs():
     record['silhouette'] = float(score)
   choices = selection.choose(records)
   assert choices.pop('stability') in (2, 3, 4, 5)  # few blobs are stable too
+  assert selection.conclusion(records).startswith('5 clusters')
   assert choices.pop('aic') in (5, 6)  # it is known to take too many
-  assert choices == dict.fromkeys(('inertia', 'silhouette', 'bic'), 5)
+  assert choices == dict.fromkeys(
+    ('inertia', 'silhouette', 'strength', 'bic'), 5
+  )
+
+
+def test_the_strength_of_predictions_is_that_of_pairs():
+  rng = np.random.default_rng(0)
+  labels, predicted = rng.integers(0, 3, (2, 60))
+  predicted = np.where(rng.random(60) < 0.7, labels, predicted)
+  shares = []
+  for cluster in range(3):
+    own = predicted[labels == cluster]
+    pairs = [a == b for i, a in enumerate(own) for b in own[:i]]
+    shares.append(np.mean(pairs))
+  found = selection.prediction_strength(labels, predicted, 3)
+  assert found == pytest.approx(min(shares))
+  assert selection.prediction_strength(labels, labels, 4) == 0  # one is empty
+
+
+@pytest.mark.slow
+def test_points_of_one_cloud_have_no_number_of_clusters():
+  x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+  options = {'num_clusters': (2, 3), 'num_restarts': 3, 'covariance': 'diag'}
+  records = list(selection.sweep(KEY, x, **options))
+  assert max(record['strength'] for record in records) < 0.8
+  assert 'do not tell' in selection.conclusion(records)
 
 
 def test_the_elbow_is_where_the_curve_bends_most():
   inertia = {1: 100, 2: 50, 3: 10, 4: 8, 5: 7}
   records = [
     {'num_clusters': k, 'inertia': v, 'silhouette': None, 'stability': None}
-    | {'bic': -v, 'aic': float('nan')}
+    | {'bic': -v, 'aic': float('nan'), 'strength': None if k < 2 else k / 5}
     for k, v in inertia.items()
   ]
   assert selection.choose(records[::-1]) == {
     'inertia': 3,
     'silhouette': None,
     'stability': None,
+    'strength': 5,
     'bic': 1,
     'aic': None,
   }
@@ -119,7 +146,7 @@ def test_two_points_and_a_straight_line_have_no_elbow():
   for counts in ((2, 9), (2, 3, 4)):
     records = [
       {'num_clusters': k, 'inertia': 20.0 - k}
-      | dict.fromkeys(('silhouette', 'stability', 'bic', 'aic'))
+      | dict.fromkeys(('silhouette', 'stability', 'strength', 'bic', 'aic'))
       for k in counts
     ]
     assert selection.choose(records)['inertia'] is None
@@ -137,7 +164,7 @@ def test_labels_must_be_those_of_the_clusters():
   [
     ({'num_clusters': ()}, 'num_clusters is'),
     ({'num_clusters': (2, 2)}, 'different numbers'),
-    ({'num_clusters': (2, 99)}, 'num_clusters is 99'),
+    ({'num_clusters': (2, 5)}, 'num_clusters is 5: .* from 1 to 4'),
     ({'num_clusters': (0,)}, 'num_clusters is 0'),
     ({'num_restarts': 1}, 'num_restarts is 1'),
     ({'covariance': 'round'}, 'covariance is'),

@@ -76,7 +76,8 @@ SMALL = {
   ],
   'sweep': [
     _EPOCHS,
-    *_NETWORK,
+    '--config.training.warmup_epochs=0.5',
+    '--config.network.features=(4, 6)',
     '--config.sweep.num_clusters=(1, 3, 2)',
     '--config.sweep.num_restarts=2',
   ],
