@@ -236,10 +236,32 @@ def halving_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _cpu_halving_conv(x, kernel):
-  size = len(kernel)
-  patches = _halving_patches(x, size)
-  flat = kernel.reshape(-1, kernel.shape[-1])
-  return jnp.matmul(patches, flat, precision=_HIGHEST)
+  patches = _halving_patches(x, len(kernel))
+  return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+  """The product of `[..., I]` and `[I, O]`."""
+  return jnp.matmul(x, kernel, precision=_HIGHEST)
+
+
+def _product_forward(x, kernel):
+  return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, grad):
+  x, kernel = saved
+  # Fused with the transposition, what computes the gradient writes it column by
+  # column, which takes XLA longer than the product.
+  grad = lax.optimization_barrier(grad)
+  flat = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+  return _product(grad, kernel.T), jnp.matmul(
+    flat[0].T, flat[1], precision=_HIGHEST
+  )
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _halving_patches(x, size):
