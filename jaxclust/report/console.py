@@ -316,7 +316,9 @@ def _print_table(head, *sections, width=None):
   right."""
   table = rich.table.Table(box=rich.box.SIMPLE)
   for i, title in enumerate(head):
-    table.add_column(title, justify='right' if i else 'left')
+    longest = max(map(len, title.split()), default=0)
+    justify = 'right' if i else 'left'
+    table.add_column(title, justify=justify, min_width=longest)
   for rows in sections:
     for row in rows:
       table.add_row(*row)
