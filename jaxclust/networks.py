@@ -2,6 +2,8 @@
 
 A network is a Linen module with `encode`, and `decode` if it can reconstruct.
 Its activations have `dtype`; parameters, codes and reconstructions are float32.
+A CPU takes `part` images at once through it in training, all of them if it is
+0.
 A network that normalises by the batch is given `mean_of`, a function from
 `[B, ..., C]` to the means `[C]` over the whole batch; without it, it uses the
 moments that `encode` kept when the collection 'moments' was mutable.
@@ -41,6 +43,7 @@ class ConvAutoencoder(nn.Module):
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (16, 8, 8)
   dtype: Any = jnp.float32
+  part = 32  # so that what lies between two layers fits the cache of a core
 
   def setup(self):
     channels = self.image_shape[-1]
@@ -146,6 +149,9 @@ class DenseAutoencoder(nn.Module):
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (500, 500, 2000, 10)
   dtype: Any = jnp.float32
+  part = (
+    0  # the weights exceed the cache: all images take them from memory once
+  )
 
   def setup(self):
     widths = [*reversed(self.features[:-1]), math.prod(self.image_shape)]
@@ -242,6 +248,7 @@ class StridedEncoder(nn.Module):
   features: Sequence[int] = (32, 64, 128, 256)
   dtype: Any = jnp.float32
   sees: str = 'image'
+  part = 0  # normalised by the batch
 
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:

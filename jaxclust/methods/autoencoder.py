@@ -33,7 +33,7 @@ def autoencoder(network: nn.Module) -> Method:
 
   return Method(
     init=init,
-    loss=per_image(functools.partial(reconstruction_errors, network)),
+    loss=per_image(functools.partial(reconstruction_errors, network), network),
     embed=functools.partial(network.apply, method='encode'),
     decode=functools.partial(network.apply, method='decode'),
     operations=network.count_operations(),

@@ -53,7 +53,7 @@ def dcn(
 
   clusters = dec(network, num_clusters=num_clusters, num_restarts=num_restarts)
   return clusters._replace(
-    loss=per_image(losses_of),
+    loss=per_image(losses_of, network),
     targets=None,
     assigner=nearest_center('euclidean'),
     check=check,

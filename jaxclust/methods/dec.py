@@ -78,7 +78,7 @@ def dec(
 
   return Method(
     init=init,
-    loss=per_image(losses_of),
+    loss=per_image(losses_of, network),
     embed=functools.partial(apply_network, network, 'encode'),
     decode=functools.partial(apply_network, network, 'decode'),
     operations=network.count_operations(),

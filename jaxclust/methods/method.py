@@ -15,10 +15,6 @@ from jax import lax
 from jaxclust.algorithms.assignment import Assigner
 from jaxclust.frames import dot
 
-# Images that a CPU takes through a network at once, so that what lies between
-# two layers fits the cache of a core.
-PART = 32
-
 
 class Batch(NamedTuple):
   """What a loss sees of some images: a device's share of a mini-batch."""
@@ -63,27 +59,30 @@ def apply_network(network: Any, method: str, params: dict, x: jax.Array) -> Any:
   return network.apply(params['network'], x, method=method)
 
 
-def per_image(losses_of: Callable) -> Callable:
+def per_image(losses_of: Callable, network: Any) -> Callable:
   """The loss of a method whose images do not see one another.
 
   It is the weighted sum of `losses_of(params, Batch) -> [B]`. A CPU takes a
-  part of the batch at a time.
+  part of the batch at a time, as the network asks for.
   """
 
   def loss(params, batch, step, pool):
     del step, pool
     own = functools.partial(losses_of, params)
-    in_parts = functools.partial(_in_parts, own)
+    in_parts = functools.partial(_in_parts, own, network.part)
     losses = lax.platform_dependent(batch, cpu=in_parts, default=own)
     return dot(batch.weight, losses)
 
   return loss
 
 
-def _in_parts(fn, batch):
-  """`fn` of parts of at most `PART` rows of a pytree `[B, ...]`, `[B]`."""
+def _in_parts(fn, most, batch):
+  """`fn` of parts of at most `most` rows of a pytree `[B, ...]`, `[B]`; of all
+  of them if it is 0."""
   num_rows = len(batch.weight)
-  num_parts = -(-num_rows // PART)
+  if not most or num_rows <= most:
+    return fn(batch)
+  num_parts = -(-num_rows // most)
   size = -(-num_rows // num_parts)
 
   def split(array):

@@ -65,7 +65,7 @@ def vade(
   apply = functools.partial(apply_network, network)
   return Method(
     init=functools.partial(_init, network, num_clusters),
-    loss=per_image(functools.partial(_losses, network, deviation)),
+    loss=per_image(functools.partial(_losses, network, deviation), network),
     embed=functools.partial(apply, 'encode'),
     decode=functools.partial(apply, 'decode'),
     operations=network.count_operations(),
