@@ -48,17 +48,23 @@ def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
   return Assignment(labels, 1 - ratio, nearest, nearest)
 
 
-def assign_by_shares(
-  shares: jax.Array, centers: jax.Array, x: jax.Array
-) -> Assignment:
-  """Points `[N, D]` in their clusters of the largest share, from `[N, K]`.
+def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
+  """The assigner of probabilities and centers, as those of an `Assigner`.
 
-  That share is the confidence; an outlier is far from its center of `[K, D]`.
+  A point is in the cluster of its largest share, which is the confidence; an
+  outlier is far from its center.
   """
-  shares = np.asarray(shares)
-  labels = shares.argmax(axis=1).astype(np.int32)
-  distance = _own_distance(kmeans.transform(centers, x), labels)
-  return Assignment(labels, shares.max(axis=1), distance, distance)
+
+  def predict(clusters, x):
+    return probabilities(clusters, x).argmax(axis=1).astype(np.int32)
+
+  def assign(clusters, x):
+    shares = np.asarray(probabilities(clusters, x))
+    labels = shares.argmax(axis=1).astype(np.int32)
+    distance = _own_distance(kmeans.transform(centers(clusters), x), labels)
+    return Assignment(labels, shares.max(axis=1), distance, distance)
+
+  return Assigner(predict, assign, centers, probabilities)
 
 
 def _own_distance(distances, labels):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms.assignment import Assigner, assign_by_shares
+from jaxclust.algorithms.assignment import Assigner, by_shares
 from jaxclust.algorithms.neighbors import nearest_in
 from jaxclust.frames import dot, unit_rows
 
@@ -122,30 +122,22 @@ def spreading(
     numbers, _ = nearest_in(found.points, points, num_neighbors)
     return _mix(found.shares, numbers, own, float(strength))
 
-  def predict(clusters, x):
-    return probabilities(clusters, x).argmax(axis=1).astype(jnp.int32)
+  def centers(clusters):
+    return assigner.centers(clusters[0])
+
+  shared = by_shares(probabilities, centers)
 
   def assign(clusters, x):
-    shares = probabilities(clusters, x)
-    found = assign_by_shares(shares, centers(clusters), x)
+    found = shared.assign(clusters, x)
     own = assigner.assign(clusters[0], x)
     if own.outlier_score is own.distance:  # from a center, maybe another one
       return found
     return found._replace(outlier_score=own.outlier_score)
 
-  def centers(clusters):
-    return assigner.centers(clusters[0])
-
   def sample(key, clusters, num_samples):
     return assigner.sample(key, clusters[0], num_samples)
 
-  return Assigner(
-    predict=predict,
-    assign=assign,
-    centers=centers,
-    probabilities=probabilities,
-    sample=assigner.sample and sample,
-  )
+  return shared._replace(assign=assign, sample=assigner.sample and sample)
 
 
 def shares_of(assigner: Assigner, clusters: Any, x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust.algorithms import consensus
-from jaxclust.algorithms.assignment import Assigner, assign_by_shares
+from jaxclust.algorithms.assignment import by_shares
 from jaxclust.methods.method import Method
 
 
@@ -61,24 +61,13 @@ def committee(methods: tuple[Method, ...]) -> Method:
     parts = [_centers(m, own)[names.argsort()] for m, own, names in rows]
     return jnp.concatenate(parts, axis=1)
 
-  def predict(params, x):
-    return probabilities(params, x).argmax(axis=1).astype(jnp.int32)
-
-  def assign(params, x):
-    return assign_by_shares(probabilities(params, x), centers(params), x)
-
   return Method(
     init=init,
     loss=None,
     embed=embed,
     operations=sum(method.operations for method in methods),
     code_size=int(cuts[-1]),
-    assigner=Assigner(
-      predict=predict,
-      assign=assign,
-      centers=centers,
-      probabilities=probabilities,
-    ),
+    assigner=by_shares(probabilities, centers),
     clusters=lambda params: params,
   )
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxclust import checks
 from jaxclust.algorithms import kmeans
-from jaxclust.algorithms.assignment import Assigner, assign_by_shares
+from jaxclust.algorithms.assignment import by_shares
 from jaxclust.frames import dot
 from jaxclust.methods.autoencoder import check_decoder, reconstruction_errors
 from jaxclust.methods.method import Method, apply_network, per_image
@@ -114,9 +114,6 @@ def sharpened(q: jax.Array) -> jax.Array:
   return weight / weight.sum(axis=1, keepdims=True)
 
 
-STUDENT_T = Assigner(
-  predict=kmeans.predict,  # the share falls with the distance
-  assign=lambda centers, x: assign_by_shares(shares(centers, x), centers, x),
-  centers=lambda centers: centers,
-  probabilities=shares,
+STUDENT_T = by_shares(shares, lambda centers: centers)._replace(
+  predict=kmeans.predict  # the share falls with the distance
 )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclust.algorithms.assignment import Assigner, assign_by_shares
+from jaxclust.algorithms.assignment import Assigner, by_shares
 from jaxclust.algorithms.consensus import agreement
 from jaxclust.frames import dot
 from jaxclust.methods.method import Batch
@@ -138,16 +138,4 @@ def assigner_of(head: nn.Module) -> Assigner:
   def probabilities(clusters, x):
     return jax.nn.softmax(head.apply(clusters['head'], x), axis=1)
 
-  def predict(clusters, x):
-    return probabilities(clusters, x).argmax(axis=1).astype(jnp.int32)
-
-  def assign(clusters, x):
-    shares = probabilities(clusters, x)
-    return assign_by_shares(shares, clusters['centers'], x)
-
-  return Assigner(
-    predict=predict,
-    assign=assign,
-    centers=lambda clusters: clusters['centers'],
-    probabilities=probabilities,
-  )
+  return by_shares(probabilities, lambda clusters: clusters['centers'])
