@@ -48,6 +48,11 @@ def test_a_probe_finds_what_the_others_see_and_guesses_the_rest():
   assert alone < 0.5
 
 
+def test_a_probe_is_judged_by_images_that_have_not_taught_it():
+  noise = RNG.normal(size=(2, 300, 200))  # more numbers than images to learn
+  assert max(criteria.probes(noise, LABELS[:2])) < 0.6
+
+
 def test_one_cluster_of_all_has_no_score():
   labels = np.stack([SEEN, np.zeros_like(SEEN)]).astype(np.int32)
   for found in (
