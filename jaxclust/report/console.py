@@ -35,6 +35,9 @@ _SEED_SCORES = ('ari', 'nmi', 'acc')
 # Text of a score that the run does not have.
 _MISSING = '-'
 
+# Columns of the terminal that the widest tables need.
+_WIDE = 160
+
 # Seconds after which `working` prints.
 _SECONDS_OF_SILENCE = 2
 
@@ -204,7 +207,7 @@ def results(summary: dict, reference: dict) -> None:
     benchmark_table(summary['rows'], summary['limits'])
   elif 'leaderboard' in summary:
     head, *rows = leaderboard(summary['leaderboard'])
-    _print_table(head, rows, width=128)
+    _print_table(head, rows, width=_WIDE)
     _say_ranks(summary)
   else:
     closing_table(summary, reference)
@@ -234,7 +237,7 @@ def closing_table(summary: dict, reference: dict) -> None:
     [[f'purity, rank {i}', *map(_number, values)] for i, values in ranks],
   )
   if seeds := seed_scores(summary):
-    _print_table(seeds[0], seeds[1:], width=128)
+    _print_table(seeds[0], seeds[1:], width=_WIDE)
     _say_ranks(summary.get('vote', {}))
 
 
@@ -298,7 +301,7 @@ def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
     share = f'{row["share_of_limit"]:.2f}'
     lines.append(['', 'limit', _seconds(row['limit']), '', share])
   head = ['', '', 'median', 'least to largest', 'ratio', 'least to largest']
-  _print_table(head, lines, width=128)
+  _print_table(head, lines, width=_WIDE)
   say(
     'ratio: time of the peer / time of jaxclust; limit: time of the plain '
     f'algorithm at {limits["operations_per_second"] / 1e9:.0f} GFLOP/s and '
@@ -316,9 +319,7 @@ def _print_table(head, *sections, width=None):
   right."""
   table = rich.table.Table(box=rich.box.SIMPLE)
   for i, title in enumerate(head):
-    longest = max(map(len, title.split()), default=0)
-    justify = 'right' if i else 'left'
-    table.add_column(title, justify=justify, min_width=longest)
+    table.add_column(title, justify='right' if i else 'left')
   for rows in sections:
     for row in rows:
       table.add_row(*row)
