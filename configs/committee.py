@@ -36,12 +36,11 @@ def get_config(variant: str = 'fashion_mnist'):
   config.data.size = config.runs.edges.data.size  # of all members
   config.members = ('edges', 'outlines', 'patterns')
   config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
-  config.spread = {'num_neighbors': 10, 'strength': 0.99}
+  config.spread = config.runs.edges.spread.to_dict()
   for own in config.runs.values():
     own.data.size = ()
     own.spread.num_neighbors = 0  # the committee does it for all
   if variant == 'digits':
     config.num_seeds = 6
     config.members = ('plain',)
-    config.spread.num_neighbors = 0
   return config

@@ -74,6 +74,8 @@ def get_config(variant: str = 'fashion_mnist'):
   if variant != 'fashion_mnist':  # left and right matter in digits
     config.training.flip = 0.0
     config.training.max_rotation = 15.0
+  if variant == 'mnist':
+    config.spread.num_neighbors = 20
   if variant == 'digits':
     config.network.name = 'strided'  # edges of 8x8 pixels tell little
     config.data.size = (16, 16)

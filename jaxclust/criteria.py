@@ -1,10 +1,10 @@
-"""Scores of several runs without labels: how far each run's clusters exist for
-what the other runs have learned.
+"""Scores of several runs without labels.
 
-A run looks best in its own embedding, so it is never told of itself.
+A run looks best in its own embedding: silhouettes and probes are of what the
+other runs have learned, and changed images are as new to a run as to others.
 
 Axes: S runs, N images, H height, W width, C channels, D numbers of an
-embedding.
+embedding, K clusters.
 
 Reference:
   Wang and Ye (2024), Deep clustering evaluation: how to validate internal
@@ -24,7 +24,8 @@ from jaxclust.encoding import as_pixels
 from jaxclust.frames import unit_rows
 from jaxclust.model import Model
 
-# Views that tell whether clusters are steady, of changes made in no training.
+# Options of `augment` for images that are changed as in few trainings: up to a
+# pixel of blur, up to a fifth erased.
 _UNSEEN = {'blur': 1.0, 'erase': 0.2}
 
 # Number of images whose views are drawn at once.
@@ -34,13 +35,16 @@ _BLOCK = 500
 def silhouettes(
   embeddings: Sequence[np.ndarray], labels: np.ndarray, num_clusters: int
 ) -> list[float | None]:
-  """The mean silhouette of each run's clusters by the cosines of the others'
-  embeddings; None where all images are in one cluster.
+  """The mean silhouette of each run's clusters in the others' embeddings, whose
+  rows have length one and stand beside each other.
 
   Args:
     embeddings: of each run `[N, D]`, two at least.
     labels: `[S, N]` int32.
     num_clusters: K.
+
+  Returns:
+    `[S]`; None where all images are in one cluster.
   """
   scores = [
     float(selection.silhouette(x, own[None], [num_clusters])[0])
@@ -52,13 +56,15 @@ def silhouettes(
 def probes(
   embeddings: Sequence[np.ndarray], labels: np.ndarray
 ) -> list[float | None]:
-  """The share of every second image whose cluster a linear classifier finds in
-  the others' embeddings, taught by the images between; None where these are in
-  one cluster.
+  """The share of images whose cluster a linear classifier finds in the others'
+  embeddings: of every second image, taught by the images between.
 
   Args:
     embeddings: of each run `[N, D]`, two at least.
     labels: `[S, N]` int32.
+
+  Returns:
+    `[S]`; None where those that teach are in one cluster.
   """
   scores = []
   for own, x in zip(labels, _of_others(embeddings), strict=True):
@@ -93,11 +99,11 @@ def steadiness(
     runs: S models.
     images: `[N, H, W, C]`.
     labels: `[S, N]` int32, of the images as they are.
-    trained_with: names of options of `augment` that a run has trained with,
-      which tell nothing here.
+    trained_with: names of options of `augment` that a run has trained with;
+      images are not changed so.
 
   Returns:
-    Scores `[S]`, or None where no change is left.
+    `[S]`; None where no change is left.
   """
   options = {k: v for k, v in _UNSEEN.items() if k not in trained_with}
   if not options:

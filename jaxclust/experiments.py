@@ -37,7 +37,6 @@ from jaxclust import (
   signals,
   workdir,
 )
-from jaxclust.algorithms import kmeans
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
 from jaxclust.frames import unit_rows
@@ -152,19 +151,19 @@ def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
   dataset = data.load(**config.data)
   num_features, _ = pipeline.check_stages(config, dataset)
   options = config.sweep.to_dict()
-  metric = options.pop('metric')
-  checks.check_choice('config.sweep.metric', metric, kmeans.METRICS)
+  unit_length = options.pop('unit_length', False)
   selection.check_options(len(dataset.images), num_features, **options)
-  return dataset, functools.partial(_sweep, config, dataset)
+  return dataset, functools.partial(
+    _sweep, config, dataset, options, unit_length
+  )
 
 
-def _sweep(config, dataset, path, seconds):
+def _sweep(config, dataset, options, unit_length, path, seconds):
   """Clusters into each number of clusters, then scores all at once."""
-  seeds, counts = [config.seed], tuple(config.sweep.num_clusters)
+  seeds, counts = [config.seed], tuple(options['num_clusters'])
   represented = pipeline.represent(config, dataset, seeds, path, seconds)
   x = next(represented).points['train']
-  options = config.sweep.to_dict()
-  if options.pop('metric') == 'cosine':
+  if unit_length:
     x = unit_rows(x)
   workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
   rows, labels = [], []
@@ -186,8 +185,8 @@ def _sweep(config, dataset, path, seconds):
   chart = figures.sweep(path / 'figures' / 'sweep.png', rows, choices)
   section = page.Section(
     'Criteria',
-    f'What each criterion says of each number of clusters, and its choice. In '
-    f'short: {told}.',
+    'Each criterion over the number of clusters, and its choice. In short: '
+    f'{told}.',
     charts=[(chart, 'criteria over the number of clusters')],
   )
   found = {'sweep': rows, 'choices': choices, 'conclusion': told}

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclust.frames import dot
+
 # Which taps of a 3x3 kernel, applied after nearest upsampling by 2, fall on
 # which of the two pixels around an edge of the low resolution: [output pixel
 # before or behind the edge, pixel before or behind it, tap].
@@ -243,7 +245,7 @@ def _cpu_halving_conv(x, kernel):
 @jax.custom_vjp
 def _product(x, kernel):
   """The product of `[..., I]` and `[I, O]`."""
-  return jnp.matmul(x, kernel, precision=_HIGHEST)
+  return dot(x, kernel)
 
 
 def _product_forward(x, kernel):
@@ -256,9 +258,7 @@ def _product_backward(saved, grad):
   # column, which takes XLA longer than the product.
   grad = lax.optimization_barrier(grad)
   flat = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-  return _product(grad, kernel.T), jnp.matmul(
-    flat[0].T, flat[1], precision=_HIGHEST
-  )
+  return dot(grad, kernel.T), dot(flat[0].T, flat[1])
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -2,8 +2,8 @@
 
 A network is a Linen module with `encode`, and `decode` if it can reconstruct.
 Its activations have `dtype`; parameters, codes and reconstructions are float32.
-A CPU takes `part` images at once through it in training, all of them if it is
-0.
+Where it can reconstruct, a CPU takes `part` images at once through it in
+training, all of them if it is 0.
 A network that normalises by the batch is given `mean_of`, a function from
 `[B, ..., C]` to the means `[C]` over the whole batch; without it, it uses the
 moments that `encode` kept when the collection 'moments' was mutable.
@@ -149,9 +149,7 @@ class DenseAutoencoder(nn.Module):
   image_shape: tuple[int, int, int]
   features: Sequence[int] = (500, 500, 2000, 10)
   dtype: Any = jnp.float32
-  part = (
-    0  # the weights exceed the cache: all images take them from memory once
-  )
+  part = 0  # so that the weights, which exceed the cache, are read once
 
   def setup(self):
     widths = [*reversed(self.features[:-1]), math.prod(self.image_shape)]
@@ -248,7 +246,6 @@ class StridedEncoder(nn.Module):
   features: Sequence[int] = (32, 64, 128, 256)
   dtype: Any = jnp.float32
   sees: str = 'image'
-  part = 0  # normalised by the batch
 
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:

@@ -3,8 +3,9 @@
   inertia     of k-means; chosen where the curve bends most (its elbow)
   silhouette  of the same clusters, over all pairs of points; the largest
   stability   mean adjusted Rand index between its restarts; the largest
-  strength    of predictions: how much of each cluster of one half of the points
-              is found in the other half; the largest K above 0.8, or none
+  strength    of predictions: the share of the pairs of points of a cluster that
+              the clusters of other points have together too, least of all
+              clusters; the largest K with 0.8 or more, or none
   bic, aic    of a mixture; the least
 
 Axes: N points, D features, K clusters, R restarts, S clusterings, C clusters of
@@ -30,7 +31,7 @@ import sklearn.metrics
 from jax import lax
 from jax.ops import segment_min, segment_sum
 
-from jaxclust import checks
+from jaxclust import checks, metrics
 from jaxclust.algorithms import gmm, kmeans
 from jaxclust.algorithms.distances import squared_distances
 from jaxclust.errors import InputError
@@ -64,7 +65,11 @@ def check_options(
   checks.check_count('num_restarts', num_restarts, low=2)
   shape = num_points, num_features
   for count in num_clusters:
-    checks.check_count('num_clusters', count, high=max(1, num_points // 2))
+    if count > max(1, num_points // 2):
+      raise InputError(
+        f'num_clusters has {count}: it must be at most {num_points // 2}, half '
+        'of the points, which are clustered alone too'
+      )
     kmeans.check(*shape, num_clusters=count)
     gmm.check(*shape, num_components=count, covariance=covariance, reg=reg)
 
@@ -81,8 +86,9 @@ def sweep(
   """Clusters points into each number of clusters, and computes the criteria.
 
   Args:
-    key: a JAX random key; each K draws from `fold_in(key, K)`.
-    x: `[N, D]` points.
+    key: a JAX random key; each K draws from `fold_in(key, K)`, the halves of
+      the points are drawn from `fold_in(key, 0)`.
+    x: `[N, D]` points, of which halves are copied on the host.
     num_clusters: the values of K.
     num_restarts: R of k-means, at least 2.
     covariance: family of the mixtures.
@@ -102,6 +108,7 @@ def sweep(
   check_options(
     *x.shape, num_clusters=num_clusters, num_restarts=num_restarts, **mixtures
   )
+  halves = jax.random.fold_in(key, 0)
   for count in num_clusters:
     key_of_k = jax.random.fold_in(key, count)
     state = kmeans.start(
@@ -116,7 +123,9 @@ def sweep(
       'num_clusters': count,
       'inertia': float(result.inertia),
       'stability': stability(labels) if count > 1 else None,
-      'strength': _strength(key, x, count, num_restarts) if count > 1 else None,
+      'strength': _strength(halves, x, count, num_restarts)
+      if count > 1
+      else None,
       'bic': float(gmm.bic(params, x)),
       'aic': float(gmm.aic(params, x)),
       'labels': kmeans.predict(result.centers, x),
@@ -137,17 +146,13 @@ def stability(labelings: Sequence[np.ndarray]) -> float:
 
 def _strength(key, x, num_clusters, num_restarts):
   """The mean strength of predictions over random halves of points `[N, D]`."""
-  size, found = len(x) // 2, []
+  x, size, found = np.asarray(x), len(x) // 2, []
   for number in range(_HALVINGS):
     own = jax.random.fold_in(key, number)
     order = np.asarray(jax.random.permutation(own, len(x)))
     halves = [x[np.sort(rows)] for rows in (order[:size], order[-size:])]
     centers = [
-      kmeans.fit(
-        *(jax.random.fold_in(own, i), half),
-        num_clusters=num_clusters,
-        num_restarts=num_restarts,
-      ).centers
+      _centers(jax.random.fold_in(own, i), half, num_clusters, num_restarts)
       for i, half in enumerate(halves)
     ]
     for i, half in enumerate(halves):
@@ -156,6 +161,14 @@ def _strength(key, x, num_clusters, num_restarts):
       )
       found.append(prediction_strength(labels, predicted, num_clusters))
   return float(np.mean(found))
+
+
+def _centers(key, x, num_clusters, num_restarts):
+  """Centers `[K, D]` of points, without a warning where these are few."""
+  state = kmeans.start(
+    key, x, num_clusters=num_clusters, num_restarts=num_restarts
+  )
+  return kmeans.best(kmeans.run(state, x)[0]).centers
 
 
 def prediction_strength(
@@ -172,8 +185,9 @@ def prediction_strength(
     predicted: `[N]`, by centers that were found in other points.
     num_clusters: K. A cluster of fewer than two points is not predicted at all.
   """
-  counts = np.zeros((num_clusters, num_clusters))
-  np.add.at(counts, (labels, predicted), 1)
+  counts = metrics.confusion(labels, predicted, num_clusters)
+  if len(counts) < num_clusters:
+    return 0.0
   sizes = counts.sum(axis=1)
   together = (counts * (counts - 1)).sum(axis=1)
   return float((together / np.maximum(sizes * (sizes - 1), 1)).min())
@@ -303,17 +317,23 @@ def choose(records: Sequence[dict]) -> dict[str, int | None]:
 
 
 def conclusion(records: Sequence[dict]) -> str:
-  """The number of clusters that the points hold, if they tell."""
-  count = _choose_by('strength', records)
+  """How many clusters the points hold, as far as the numbers tried tell."""
+  known = [r for r in records if r['strength'] is not None]
+  if not known:
+    return 'more than one number of clusters must be tried to tell which holds'
+  count = _choose_by('strength', known)
+  best = max(known, key=lambda record: record['strength'])
   if count is None:
     return (
-      'clusters of one half of the images are not found in the other, whatever '
-      'their number: the images do not tell how many there are'
+      'clusters of one half of the points are not found in the other: of the '
+      f'numbers tried, {best["num_clusters"]} is the strongest, by '
+      f'{best["strength"]:.2f} of {_STRONG}; the points do not tell how many '
+      'there are'
     )
-  (own,) = (r['strength'] for r in records if r['num_clusters'] == count)
+  (own,) = (r['strength'] for r in known if r['num_clusters'] == count)
   return (
-    f'{count} clusters, the most that both halves of the images agree upon '
-    f'(strength {own:.2f}, at least {_STRONG})'
+    f'{count} clusters, the most of the numbers tried that both halves of the '
+    f'points agree upon, by {own:.2f} of {_STRONG}'
   )
 
 

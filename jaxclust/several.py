@@ -157,20 +157,24 @@ def _criteria(runs, dataset, members, labels, points):
   some = np.stack([own['train'][::step] for own in labels])
   cuts = np.cumsum([own.method.code_size for own in members])
   parts = np.split(np.asarray(points[::step]), cuts[:-1], axis=1)
-  trained_with = {
-    name
-    for config in runs.values()
-    for stage in config.stages
-    for name, value in model.stage_options(config, stage)[0].items()
-    if name in augment.OPTIONS and value != augment.OPTIONS[name][0]
-  }
   num_clusters = len(members[0].centers)
   return {
     'silhouette': criteria.silhouettes(parts, some, num_clusters),
     'probe': criteria.probes(parts, some),
     'steadiness': criteria.steadiness(
-      members, dataset.images[::step], some, trained_with
+      members, dataset.images[::step], some, _changes_of(runs)
     ),
+  }
+
+
+def _changes_of(runs):
+  """Names of the options of views that change something in a run's training."""
+  return {
+    name
+    for config in runs.values()
+    for stage in config.stages
+    for name, value in model.stage_options(config, stage)[0].items()
+    if name in augment.OPTIONS and value != augment.OPTIONS[name][0]
   }
 
 

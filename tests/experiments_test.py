@@ -193,12 +193,12 @@ def test_idec_is_dec_with_weights(tmp_path):
 
 
 def test_configs_that_train_train_alike():
-  """What a sweep explains is the network of the flagship."""
-  for names in (('gmm', 'ae_kmeans'), ('prototypes', 'sweep')):
-    for variant in ('fashion_mnist', 'digits'):
-      configs = [cli._load(f'configs/{name}.py:{variant}') for name in names]
-      first, other = [(c.training.to_dict(), c.network) for c in configs]
-      assert other == first
+  for variant in ('fashion_mnist', 'digits'):
+    configs = [
+      cli._load(f'configs/{n}.py:{variant}') for n in ('gmm', 'ae_kmeans')
+    ]
+    first, other = [(c.training.to_dict(), c.network) for c in configs]
+    assert other == first
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_labels_must_be_those_of_the_clusters():
   [
     ({'num_clusters': ()}, 'num_clusters is'),
     ({'num_clusters': (2, 2)}, 'different numbers'),
-    ({'num_clusters': (2, 5)}, 'num_clusters is 5: .* from 1 to 4'),
+    ({'num_clusters': (2, 5)}, 'num_clusters has 5: .* at most 4, half'),
     ({'num_clusters': (0,)}, 'num_clusters is 0'),
     ({'num_restarts': 1}, 'num_restarts is 1'),
     ({'covariance': 'round'}, 'covariance is'),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from small_runs import SMALL, read, run
 
 import jaxclust
-from jaxclust import benchmark, data, workdir
+from jaxclust import benchmark, cli, data, several, workdir
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -25,7 +26,9 @@ def test_a_sweep_tells_what_each_criterion_chooses(finished):
     assert -0.5 < record['stability'] <= 1
     assert record['bic'] > record['aic']
     assert record['inertia'] < alone['inertia']
-  assert set(summary['choices'].values()) <= {1, 2, 3, None}
+  choices = summary['choices']
+  assert choices.pop('strength') in (None, 2, 3)
+  assert set(choices.values()) <= {1, 2, 3}
   assert alone['strength'] is None
   assert summary['conclusion'] in out.replace('\n', ' ')
   assert (path / 'figures' / 'sweep.png').stat().st_size > 10_000
@@ -99,7 +102,11 @@ def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
     assert summary['members'][2 + number]['test'] == own['test']
   told = summary['vote']['criteria']
   assert set(told) == {'agreement', 'silhouette', 'probe', 'steadiness'}
-  assert set(told) == set(summary['vote']['rank_correlation'])
+  accuracies = [row['train']['acc'] for row in summary['members']]
+  for name, found in summary['vote']['rank_correlation'].items():
+    expected = scipy.stats.spearmanr(told[name], accuracies).statistic
+    assert found == pytest.approx(expected)
+    assert f'{name} {found:.2f}' in out
   for values in told.values():
     assert len(values) == 4
     assert all(-1 < value < 1 for value in values)
@@ -120,6 +127,15 @@ def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
   assert run('committee', path, *SMALL['committee']) == 0
   assert read(path)['train'] == summary['train']
   assert (path / 'outlines' / 'summary.json').stat().st_mtime_ns == before
+
+
+def test_members_are_not_judged_by_changes_that_one_has_trained_with():
+  runs = cli._load('configs/committee.py').runs
+  usual = {'crop', 'stretch', 'flip', 'contrast', 'brightness', 'pattern'}
+  assert several._changes_of(runs) == usual
+  with runs.unlocked():
+    runs.plain.prototypes.blur = 0.5  # of its only stage
+  assert several._changes_of(runs) == usual | {'blur'}
 
 
 def test_members_without_clusters_or_of_other_numbers_are_named(

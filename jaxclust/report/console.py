@@ -214,11 +214,16 @@ def results(summary: dict, reference: dict) -> None:
 
 
 def closing_table(summary: dict, reference: dict) -> None:
-  """Prints the `headline`, if there is one, and with labels the sorted purities
-  of the clusters."""
-  found = headline(summary, reference)
-  if not found:
-    return
+  """Prints the `headline`, with labels the sorted purities of the clusters, and
+  the scores of seeds or members, where there are any."""
+  if found := headline(summary, reference):
+    _print_headline(found, summary, reference)
+  if seeds := seed_scores(summary):
+    _print_table(seeds[0], seeds[1:], width=_WIDE)
+    _say_ranks(summary.get('vote', {}))
+
+
+def _print_headline(found, summary, reference):
   head, *rows = found
   title = summary['experiment']
   if 'seeds' in summary:
@@ -236,9 +241,6 @@ def closing_table(summary: dict, reference: dict) -> None:
     [[name.partition(',')[0], *cells] for name, *cells in rows],
     [[f'purity, rank {i}', *map(_number, values)] for i, values in ranks],
   )
-  if seeds := seed_scores(summary):
-    _print_table(seeds[0], seeds[1:], width=_WIDE)
-    _say_ranks(summary.get('vote', {}))
 
 
 def _say_ranks(found):
@@ -262,7 +264,7 @@ def sweep_table(records: Sequence[dict], choices: dict) -> None:
     for name, choice in choices.items():
       value = '' if record[name] is None else f'{record[name]:.6g}'
       rows[-1].append(value + ('*' if count == choice else ' '))
-  _print_table(['clusters', *choices], rows)
+  _print_table(['clusters', *choices], rows, width=_WIDE)
   say('* the choice of the criterion')
 
 
