@@ -82,7 +82,7 @@ def test_equal_labelings_are_stable():
 @pytest.mark.slow
 def test_each_criterion_finds_five_far_blobs():
   x, _ = blobs()
-  counts = [6, 2, 4, 5]
+  counts = [6, 2, 5]
   records = list(
     selection.sweep(
       KEY, x, num_clusters=counts, num_restarts=4, covariance='spherical'
@@ -94,7 +94,7 @@ def test_each_criterion_finds_five_far_blobs():
   for record, score in zip(records, scores, strict=True):
     record['silhouette'] = float(score)
   choices = selection.choose(records)
-  assert choices.pop('stability') in (2, 3, 4, 5)  # few blobs are stable too
+  assert choices.pop('stability') in (2, 5)  # few blobs are stable too
   assert selection.conclusion(records).startswith('5 clusters')
   assert choices.pop('aic') in (5, 6)  # it is known to take too many
   assert choices == dict.fromkeys(
@@ -119,10 +119,12 @@ def test_the_strength_of_predictions_is_that_of_pairs():
 @pytest.mark.slow
 def test_points_of_one_cloud_have_no_number_of_clusters():
   x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
-  options = {'num_clusters': (2, 3), 'num_restarts': 3, 'covariance': 'diag'}
-  records = list(selection.sweep(KEY, x, **options))
-  assert max(record['strength'] for record in records) < 0.8
-  assert 'do not tell' in selection.conclusion(records)
+  options = {'num_clusters': (2,), 'num_restarts': 3, 'covariance': 'diag'}
+  (record,) = selection.sweep(KEY, x, **options)
+  assert record['strength'] < 0.8
+  assert 'do not tell' in selection.conclusion([record])
+  alone = record | {'num_clusters': 1, 'strength': None}
+  assert 'must be tried' in selection.conclusion([alone])
 
 
 def test_the_elbow_is_where_the_curve_bends_most():
