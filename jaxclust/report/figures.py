@@ -135,10 +135,11 @@ def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
 
   Both a criterion and a choice may be None.
   """
-  figure = Figure(figsize=(3.2 * len(choices), 3), layout='constrained')
-  all_axes = figure.subplots(1, len(choices), squeeze=False)[0]
+  columns = -(-len(choices) // 2)
+  figure = Figure(figsize=(3.2 * columns, 6), layout='constrained')
+  all_axes = figure.subplots(2, columns, squeeze=False).ravel()
   records = sorted(records, key=lambda record: record['num_clusters'])
-  for axes, (name, choice) in zip(all_axes, choices.items(), strict=True):
+  for axes, (name, choice) in zip(all_axes, choices.items(), strict=False):
     points = [
       (r['num_clusters'], r[name]) for r in records if r[name] is not None
     ]
