@@ -117,11 +117,11 @@ def steadiness(
     return jnp.round(255 * views[:, 0]).astype(jnp.uint8)
 
   starts = range(0, len(images), _BLOCK)
+  blocks = [images[start : start + _BLOCK] for start in starts]
   views = np.concatenate(
     [
-      views_of(np.arange(start, start + len(some)), some)
-      for start in starts
-      for some in [images[start : start + _BLOCK]]
+      views_of(start + np.arange(len(some)), some)
+      for start, some in zip(starts, blocks, strict=True)
     ]
   )
   return [

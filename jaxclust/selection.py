@@ -317,23 +317,29 @@ def choose(records: Sequence[dict]) -> dict[str, int | None]:
 
 
 def conclusion(records: Sequence[dict]) -> str:
-  """How many clusters the points hold, as far as the numbers tried tell."""
+  """How many clusters the points hold, as far as the numbers tried tell: the
+  choice by strength, and what other criteria of k-means choose."""
   known = [r for r in records if r['strength'] is not None]
   if not known:
-    return 'more than one number of clusters must be tried to tell which holds'
-  count = _choose_by('strength', known)
+    return 'a number above 1 must be tried to tell how many clusters there are'
+  choices = choose(records)
+  count = choices['strength']
+  beside = ', '.join(
+    f'{name} {choices[name] or "none"}'
+    for name in ('inertia', 'silhouette', 'stability')
+  )
   best = max(known, key=lambda record: record['strength'])
   if count is None:
     return (
       'clusters of one half of the points are not found in the other: of the '
       f'numbers tried, {best["num_clusters"]} is the strongest, by '
       f'{best["strength"]:.2f} of {_STRONG}; the points do not tell how many '
-      'there are'
+      f'there are ({beside})'
     )
   (own,) = (r['strength'] for r in known if r['num_clusters'] == count)
   return (
     f'{count} clusters, the most of the numbers tried that both halves of the '
-    f'points agree upon, by {own:.2f} of {_STRONG}'
+    f'points agree upon, by {own:.2f} of {_STRONG} ({beside})'
   )
 
 

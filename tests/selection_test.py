@@ -95,7 +95,9 @@ def test_each_criterion_finds_five_far_blobs():
     record['silhouette'] = float(score)
   choices = selection.choose(records)
   assert choices.pop('stability') in (2, 5)  # few blobs are stable too
-  assert selection.conclusion(records).startswith('5 clusters')
+  told = selection.conclusion(records)
+  assert told.startswith('5 clusters')
+  assert '(inertia 5, silhouette 5, stability ' in told
   assert choices.pop('aic') in (5, 6)  # it is known to take too many
   assert choices == dict.fromkeys(
     ('inertia', 'silhouette', 'strength', 'bic'), 5
@@ -122,6 +124,7 @@ def test_points_of_one_cloud_have_no_number_of_clusters():
   options = {'num_clusters': (2,), 'num_restarts': 3, 'covariance': 'diag'}
   (record,) = selection.sweep(KEY, x, **options)
   assert record['strength'] < 0.8
+  record['silhouette'] = None
   assert 'do not tell' in selection.conclusion([record])
   alone = record | {'num_clusters': 1, 'strength': None}
   assert 'must be tried' in selection.conclusion([alone])
