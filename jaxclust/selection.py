@@ -111,10 +111,7 @@ def sweep(
   halves = jax.random.fold_in(key, 0)
   for count in num_clusters:
     key_of_k = jax.random.fold_in(key, count)
-    state = kmeans.start(
-      key_of_k, x, num_clusters=count, num_restarts=num_restarts
-    )
-    state, _ = kmeans.run(state, x)
+    state = _cluster(key_of_k, x, count, num_restarts)
     centers = kmeans.centers_of_runs(state)
     labels = [kmeans.predict(one, x) for one in centers]
     result = kmeans.best(state)
@@ -151,10 +148,11 @@ def _strength(key, x, num_clusters, num_restarts):
     own = jax.random.fold_in(key, number)
     order = np.asarray(jax.random.permutation(own, len(x)))
     halves = [x[np.sort(rows)] for rows in (order[:size], order[-size:])]
-    centers = [
-      _centers(jax.random.fold_in(own, i), half, num_clusters, num_restarts)
+    states = [
+      _cluster(jax.random.fold_in(own, i), half, num_clusters, num_restarts)
       for i, half in enumerate(halves)
     ]
+    centers = [kmeans.best(state).centers for state in states]
     for i, half in enumerate(halves):
       labels, predicted = (
         np.asarray(kmeans.predict(centers[j], half)) for j in (i, 1 - i)
@@ -163,12 +161,12 @@ def _strength(key, x, num_clusters, num_restarts):
   return float(np.mean(found))
 
 
-def _centers(key, x, num_clusters, num_restarts):
-  """Centers `[K, D]` of points, without a warning where these are few."""
+def _cluster(key, x, num_clusters, num_restarts):
+  """k-means of points `[N, D]` as `kmeans.run` leaves it, which never warns."""
   state = kmeans.start(
     key, x, num_clusters=num_clusters, num_restarts=num_restarts
   )
-  return kmeans.best(kmeans.run(state, x)[0]).centers
+  return kmeans.run(state, x)[0]
 
 
 def prediction_strength(

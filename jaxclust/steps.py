@@ -27,7 +27,7 @@ from jaxclust.encoding import as_pixels
 from jaxclust.methods import Batch, Method
 
 # Fewest images of a batch that are worth a device of their own.
-_SHARE = 32
+_FEWEST_IMAGES = 32
 
 # Operations of a step that are worth a device of their own.
 _CPU_SHARE, _ACCELERATOR_SHARE = 1e8, 1e10
@@ -83,7 +83,7 @@ def make_mesh(operations: int, batch_size: int) -> Mesh:
   on_cpu = devices[0].platform == 'cpu'
   share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
   shares = 3 * batch_size * operations // share
-  most = min(len(devices), batch_size // _SHARE, shares)
+  most = min(len(devices), batch_size // _FEWEST_IMAGES, shares)
   return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
 
 

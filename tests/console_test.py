@@ -142,3 +142,27 @@ def test_a_score_of_the_fit_that_a_seed_lacks_is_missing(capsys):
   assert console.headline(summary, {})[1] == ['silhouette', '- (1 of 2 seeds)']
   console.closing_table(summary, {})
   assert '1 of 2 seeds' in capsys.readouterr().out
+
+
+def test_all_criteria_of_a_sweep_and_their_choices_are_shown(capsys):
+  choices = {'inertia': 2, 'silhouette': 4, 'stability': 4, 'strength': None}
+  choices |= {'bic': 4, 'aic': 2}
+  records = [
+    {'num_clusters': k} | dict.fromkeys(choices, -1.23456e7) for k in (2, 4)
+  ]
+  console.sweep_table(records, choices)
+  out = capsys.readouterr().out
+  assert out.count('-1.23456e+07') == 2 * len(choices)
+  assert out.count('-1.23456e+07*') == 5
+
+
+def test_members_are_told_of_where_there_are_no_labels(capsys):
+  criteria = {'agreement': [0.75, 0.5], 'probe': [0.25, None]}
+  ranks = {'agreement': 0.5, 'probe': None}
+  members = [{'member': 'edges 0'}, {'member': 'edges 1'}]
+  vote = {'criteria': criteria, 'rank_correlation': ranks}
+  console.closing_table({'members': members, 'vote': vote}, {})
+  out = capsys.readouterr().out
+  assert 'edges 1' in out
+  assert '0.7500' in out
+  assert "ACC (Spearman's): agreement 0.50\n" in out

@@ -73,7 +73,7 @@ def test_a_training_stopped_within_an_epoch_goes_on(
   share, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(steps, '_CPU_SHARE', share)
-  monkeypatch.setattr(steps, '_SHARE', 8)
+  monkeypatch.setattr(steps, '_FEWEST_IMAGES', 8)
   monkeypatch.setattr(plans, '_CPU_OPERATIONS', 1)  # seven calls an epoch
   options = {'seeds': (0, 5), 'patience': 3, 'noise': 0.1, 'max_shift': 1.0}
   whole, _ = train(tmp_path / 'whole', **options)
