@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import sys
@@ -19,6 +20,12 @@ _CACHE_BYTES = 2**31
 # The flag that tells XLA how many devices a CPU is.
 _COUNT_FLAG = 'xla_force_host_platform_device_count'
 
+# The flag that lets XLA compile products of its own for NVIDIA's GPUs, JAX's
+# plugins for these, and the first version of JAX that may not know the flag.
+_PRODUCTS_FLAG = 'xla_gpu_enable_triton_gemm'
+_NVIDIA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+_UNKNOWN_FROM = (0, 12)
+
 # Libraries whose versions a summary names.
 _VERSIONS = ('jaxclust', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _VERSIONS += ('scikit-learn',)
@@ -28,6 +35,7 @@ def prepare() -> None:
   """Sets up this process; has an effect before JAX starts to work."""
   _keep_freed_memory()
   _keep_programs()
+  _leave_products_to_cublas()
   _use_all_cores()
 
 
@@ -69,6 +77,17 @@ def remove_oldest(folder: pathlib.Path, bound: int) -> None:
       return
     file.unlink(missing_ok=True)
     total -= size
+
+
+def _leave_products_to_cublas():
+  """Spares XLA products of its own on NVIDIA's GPUs, where cuBLAS has them: XLA
+  compiles tens of each and times them, for minutes where they have the full
+  precision of float32."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  is_known = jax.__version_info__ < _UNKNOWN_FROM
+  has_gpu = any(importlib.util.find_spec(name) for name in _NVIDIA_PLUGINS)
+  if has_gpu and is_known and _PRODUCTS_FLAG not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} --{_PRODUCTS_FLAG}=false'.strip()
 
 
 def _use_all_cores():

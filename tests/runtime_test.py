@@ -123,3 +123,37 @@ def test_who_has_told_xla_the_number_of_devices_is_heard():
     check=True,
   )
   assert done.stdout == '3\n'
+
+
+@pytest.mark.parametrize(
+  ('plugin', 'version', 'flags', 'expected'),
+  [
+    ('jax_cuda13_plugin', (0, 11, 2), '', '--xla_gpu_enable_triton_gemm=false'),
+    (
+      'jax_cuda12_plugin',
+      (0, 8, 0),
+      '--a=1',
+      '--a=1 --xla_gpu_enable_triton_gemm=false',
+    ),
+    (None, (0, 11, 2), '--a=1', '--a=1'),  # no GPU
+    ('jax_cuda13_plugin', (0, 12, 0), '--a=1', '--a=1'),  # may not know it
+    (
+      'jax_cuda13_plugin',
+      (0, 11, 2),
+      '--xla_gpu_enable_triton_gemm=true',
+      '--xla_gpu_enable_triton_gemm=true',
+    ),
+  ],
+)
+def test_products_are_left_to_cublas(
+  monkeypatch, plugin, version, flags, expected
+):
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  monkeypatch.setattr(jax, '__version_info__', version)
+  monkeypatch.setattr(
+    runtime.importlib.util,
+    'find_spec',
+    lambda name: object() if name == plugin else None,
+  )
+  runtime._leave_products_to_cublas()
+  assert os.environ['XLA_FLAGS'] == expected
