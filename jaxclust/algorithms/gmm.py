@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclust import checks
-from jaxclust.algorithms import em, runs, seeding, solver
+from jaxclust.algorithms import em, lloyd, runs, seeding, solver
 from jaxclust.algorithms.covariances import FAMILIES, identity
 from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
   aic,
@@ -37,7 +37,7 @@ from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
 )
 from jaxclust.algorithms.distances import one_hot
 from jaxclust.algorithms.em import EM, GMMParams, Mixture, family_of
-from jaxclust.algorithms.lloyd import LLOYD, Clusters, assign
+from jaxclust.algorithms.lloyd import Clusters, assign
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
 from jaxclust.inputs import on_any_mesh, padded_groups, prepare
@@ -131,7 +131,10 @@ def start(
   options = {'num_components': num_components, 'num_restarts': num_restarts}
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options)
-  return _begin(key, rows, **options)
+  state = _begin(key, rows, **options)
+  if isinstance(init, str) and init == 'k-means':
+    state = runs.first_step(state, rows, reg)
+  return state
 
 
 def check(
@@ -288,29 +291,31 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
   from_clusters = isinstance(init, str) and init == 'k-means'
   starts = 'k-means++' if from_clusters else init
   clusters = seeding.seed(key, rows, num_components, num_restarts, starts)
-  begin = _from_means
+  traced = checks.is_traced(clusters, rows)
   if from_clusters:
-    begin = _from_clusters
-    state = solver.begin(LLOYD, clusters, rows)
+    state = lloyd.before(clusters, rows)
     state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)
-    clusters = state.params
+    found = solver.each_run(
+      lambda one: _from_clusters(covariance, one, rows), state.params, traced
+    )
+    return solver.before(*found, rows)
   mixture = solver.each_run(
-    lambda one: begin(covariance, one, rows, checks.as_number(reg)),
+    lambda one: _from_means(covariance, one, rows, checks.as_number(reg)),
     clusters,
-    checks.is_traced(clusters, rows),
+    traced,
   )
   return solver.begin(EM, mixture, rows)
 
 
 @functools.partial(compiled, static=(0,))
-def _from_clusters(family, clusters, rows, reg):
-  """A run whose first responsibilities are the labels of its clusters."""
+def _from_clusters(family, clusters, rows):
+  """A run at the centers of clusters, and the moments of their labels."""
   centers, active = em.first_run(clusters)
   scale_tril = identity(FAMILIES[family].shape(*centers.shape), centers.dtype)
   log_weights = jnp.where(active, jnp.zeros((), centers.dtype), -jnp.inf)
-  params = GMMParams(log_weights, centers, scale_tril)
+  params = GMMParams(log_weights, centers, jnp.asarray(scale_tril))
   moments = reduce_rows(_moments_of_labels, params, rows, width=centers.size)
-  return em.as_runs(Mixture(*em.m_step(params, moments, reg)))
+  return em.as_runs((Mixture(params, jnp.zeros((), jnp.int32)), moments))
 
 
 def _moments_of_labels(params, x, weight):

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import runs, seeding, solver
+from jaxclust.algorithms import lloyd, runs, seeding, solver
 from jaxclust.algorithms.lloyd import LLOYD
 from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
   predict,
@@ -108,8 +108,7 @@ def fit(
   ends = {'max_steps': max_steps, 'tol': tol}
   rows = _prepare(x, sample_weight, block_size, **options, **ends)
   clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
-  state = solver.begin(LLOYD, clusters, rows)
-  state, _ = runs.run_rows(state, rows, **ends)
+  state, _ = runs.run_rows(lloyd.before(clusters, rows), rows, **ends)
   result = best(state)
   warn(result)
   return result
@@ -186,7 +185,7 @@ def start(
   options |= {'init': init, 'metric': metric}
   rows = _prepare(x, sample_weight, block_size, **options)
   clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
-  return solver.begin(LLOYD, clusters, rows)
+  return runs.first_step(lloyd.before(clusters, rows), rows)
 
 
 def best(state: Solution) -> KMeansResult:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclust.algorithms import solver
 from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
 from jaxclust.algorithms.solver import Algorithm, Solution
 from jaxclust.frames import dot
@@ -40,8 +41,17 @@ class Sums(NamedTuple):
   """What a step has to know of the points."""
 
   sums: jax.Array  # [R, K, D] weighted sums of each cluster's points
-  counts: jax.Array  # [R, K] weights of each cluster's points
+  counts: jax.Array  # [R, K] weights of each cluster's points; NaN: unknown
   inertia: jax.Array  # [R]
+
+
+def before(params: Clusters, rows: Rows) -> Solution:
+  """R runs before their first pass, which leaves the centers where they are."""
+  unknown = jax.tree.map(
+    lambda a: np.full(a.shape, np.nan, a.dtype),
+    (params.centers, params.centers[..., 0], params.centers[:, 0, 0]),
+  )
+  return solver.before(params, Sums(*unknown), rows)
 
 
 def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:

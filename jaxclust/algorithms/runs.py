@@ -43,6 +43,12 @@ def run_rows(
   return solver.run(_fastest(state.params, rows), state, rows, **options)
 
 
+def first_step(state: Solution, rows: Rows, reg: float = 0.0) -> Solution:
+  """Runs that `solver.before` has made, after their first pass."""
+  options = {'max_steps': 1, 'tol': 0.0, 'reg': reg, 'num_steps': 1}
+  return run_rows(state, rows, **options)[0]
+
+
 @on_any_mesh
 def run(
   state: Solution,

@@ -42,7 +42,7 @@ class Solution(NamedTuple):
   params: Any  # [R, ...]
   stats: Any  # [R, ...] of these parameters
   objective: jax.Array  # [R] of these parameters, to be minimised
-  num_steps: jax.Array  # [R] int32
+  num_steps: jax.Array  # [R] int32, -1 before the first pass
   stop_reason: jax.Array  # [R] int32, a StopReason
 
 
@@ -75,6 +75,23 @@ def sum_stats(algorithm: Algorithm, params: Any, rows: Rows) -> Any:
   prepared = _jitted(algorithm.prepare)(params)
   width = algorithm.width(params)
   return reduce_rows(algorithm.stats, prepared, rows, width=width)
+
+
+def before(params: Any, stats: Any, rows: Rows) -> Solution:
+  """R runs before their first pass, in the frame of the rows.
+
+  An update makes the parameters to start from out of params and stats
+  `[R, ...]`: the first step is number 0, and has nothing to compare with.
+  """
+  shape = (len(jax.tree.leaves(params)[0]),)
+  return Solution(
+    frame=rows.frame,
+    params=params,
+    stats=stats,
+    objective=np.full(shape, np.inf, rows.dtype),
+    num_steps=np.full(shape, -1, np.int32),
+    stop_reason=np.full(shape, StopReason.RUNNING, np.int32),
+  )
 
 
 def begin(algorithm: Algorithm, params: Any, rows: Rows) -> Solution:
@@ -110,7 +127,7 @@ def run(
   Rows are in the frame of the state. Returns the new state, and the objectives
   after the first steps `[HISTORY, R]`; a run that has ended repeats its last.
   """
-  most = max_steps if num_steps is None else num_steps
+  most = max_steps + 1 if num_steps is None else num_steps  # the first is 0
   tol, reg = checks.as_number(tol), checks.as_number(reg)
 
   def run_some(runs):
@@ -194,7 +211,7 @@ def _step(algorithm, frame, tol, reg, old, memory, rows):
     stats, memory = algorithm.sweep(params, memory, rows)
   objective, steps = algorithm.objective(stats), old.num_steps + 1
   new = Solution((), params, stats, objective, steps, old.stop_reason)
-  change = algorithm.change(old, new)
+  change = jnp.where(old.num_steps < 0, jnp.inf, algorithm.change(old, new))
   reason = jnp.where(change <= tol, StopReason.CONVERGED, StopReason.RUNNING)
   new = new._replace(stop_reason=reason.astype(jnp.int32))
   finite = jnp.isfinite(objective) & ~jnp.isnan(change)
