@@ -62,13 +62,14 @@ def as_float(x: jax.Array) -> jax.Array:
   return x.astype(float_dtype(x))
 
 
-def unit_rows(x: jax.Array) -> jax.Array:
-  """Divides rows `[..., D]` by their length; rows of zeros stay."""
-  x = as_float(x)
-  largest = jnp.abs(x).max(axis=-1, keepdims=True)
-  x = x / jnp.where(largest > 0, largest, 1)
-  length = jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True))
-  return x / jnp.where(length > 0, length, 1)
+def unit_rows(x: jax.Array, lib: Any = jnp) -> jax.Array:
+  """Divides rows `[..., D]` by their length, in JAX or NumPy; rows of zeros
+  stay."""
+  x = as_float(x) if lib is jnp else x
+  largest = lib.abs(x).max(axis=-1, keepdims=True)
+  x = x / lib.where(largest > 0, largest, 1)
+  length = lib.sqrt(lib.square(x).sum(axis=-1, keepdims=True))
+  return x / lib.where(length > 0, length, 1)
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -28,8 +28,11 @@ from jaxclust.rows import (
 
 METRICS = 'euclidean', 'cosine'
 
-# Smallest number of rows after padding.
-_LEAST_ROWS = 64
+# Smallest number of rows, and of clusters, after padding.
+_LEAST_ROWS, LEAST_GROUPS = 256, 8
+
+# Numbers of rows that are padded to the smallest number of rows.
+_LEAST_NUMBERS = 2**16
 
 # Bytes above which a memory-mapped file is streamed.
 _MAPPED_BYTES = 2**28
@@ -47,7 +50,7 @@ def padded_groups(num_groups: int, rows: Rows) -> int:
   """How many clusters are compiled for; small arrays share a few numbers."""
   if checks.is_traced(rows) or not rows.is_small:
     return num_groups
-  return bucket(num_groups, 4)
+  return bucket(num_groups, LEAST_GROUPS)
 
 
 def place(
@@ -98,7 +101,8 @@ def place(
   device = next(iter(x.devices())) if isinstance(x, jax.Array) else None
   num_padded = 0
   if x.size <= SMALL:
-    num_padded = bucket(len(x), _LEAST_ROWS) - len(x)
+    least = max(1, min(_LEAST_ROWS, _LEAST_NUMBERS // x.shape[1]))
+    num_padded = bucket(len(x), least) - len(x)
     with np.errstate(over='ignore'):  # `describe` reports infinities
       x = np.pad(np.asarray(x).astype(dtype), ((0, num_padded), (0, 0)))
     weight = np.pad(np.asarray(weight), (0, num_padded))
@@ -164,11 +168,36 @@ def describe(rows: Rows, metric: str = 'euclidean') -> Rows:
     InputError: for NaN, infinity, or numbers whose squares sum to more than
       floats hold. Traced values are not checked.
   """
+  if _are_few(rows):
+    frame = _frame_of_few(check_values(rows), metric)
+    return dataclasses.replace(rows, frame=frame)
   largest, offset, reach = _look(rows, metric)
   if not checks.is_traced(largest):
     checks.check_largest(rows.x, float(largest), rows.dtype)
   frame = _find_frame(rows, metric, offset, reach)
   return dataclasses.replace(rows, frame=frame)
+
+
+def _are_few(rows):
+  """Whether NumPy looks at rows sooner than XLA compiles a pass over them."""
+  elsewhere = rows.axes or rows.is_streamed or checks.is_traced(rows)
+  return rows.is_small and not elsewhere
+
+
+def _frame_of_few(rows, metric):
+  """`_find_frame` in NumPy's float64."""
+  x, weight = (np.asarray(a).astype(np.float64) for a in (rows.x, rows.weight))
+  x, weight = x[weight > 0], weight[weight > 0]
+  if metric == 'cosine':
+    x = unit_rows(x, np)
+  offset = weight @ x / weight.sum()
+  distance = np.abs(x - offset).max()
+  reach = distance if distance > 0 else 1.0
+  squares = np.square((x - offset) / reach).mean(axis=1)
+  variance = weight @ squares / weight.sum()
+  scale = reach * np.sqrt(variance if variance > 0 else 1)
+  offset, scale = (np.asarray(a, rows.dtype) for a in (offset, scale))
+  return Sphere(scale) if metric == 'cosine' else Frame(offset, scale)
 
 
 def check_values(rows: Rows) -> Rows:
@@ -180,7 +209,10 @@ def check_values(rows: Rows) -> Rows:
   if checks.is_traced(rows):
     return rows
   if jnp.issubdtype(rows.x.dtype, jnp.floating):
-    largest, *_ = _look(rows, 'euclidean')
+    if _are_few(rows):
+      largest = np.abs(np.asarray(rows.x)).max()
+    else:
+      largest, *_ = _look(rows, 'euclidean')
     checks.check_largest(rows.x, float(largest), rows.dtype)
   return rows
 

@@ -193,13 +193,18 @@ def _top_block(fn, params, frame, best, fresh, x, weight, *columns):
   count = best[0].shape[1]
   if count == 1:
     place = jnp.argmax(scores, axis=1)[:, None]
-    scores = jnp.take_along_axis(scores, place, axis=1)
+    scores = scores.max(axis=1, keepdims=True)
   else:
     scores, place = lax.top_k(scores, min(count, scores.shape[1]))
   found = _read(frame, x[place.reshape(-1)], jnp.ones(place.size))
-  found = scores, found.reshape(*place.shape, -1)
+  found = found.reshape(*place.shape, -1)
+  if count == 1:
+    is_better = scores > best[0]
+    x = jnp.where(is_better[..., None], found, best[1])
+    return (jnp.maximum(scores, best[0]), x), ()
   scores, x = (
-    jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)
+    jnp.concatenate(pair, axis=1)
+    for pair in zip(best, (scores, found), strict=True)
   )
   scores, place = lax.top_k(scores, count)
   return (scores, jnp.take_along_axis(x, place[..., None], axis=1)), ()

@@ -79,10 +79,12 @@ def test_small_arrays_are_padded_to_few_sizes():
   sizes = {bucket(n, 64) for n in range(1, 1025)}
   assert sizes == {64, 96, 128, 192, 256, 384, 512, 768, 1024}
   assert all(n <= bucket(n, 64) < max(65, 1.5 * n) for n in range(1, 1025))
-  rows = place(np.ones((70, 2), np.float32))
-  assert rows.shape == (96, 2)
-  assert rows.num_padded == 26
-  np.testing.assert_array_equal(rows.weight, np.arange(96) < 70)
+  rows = place(np.ones((300, 2), np.float32))
+  assert rows.shape == (384, 2)
+  assert rows.num_padded == 84
+  np.testing.assert_array_equal(rows.weight, np.arange(384) < 300)
+  assert place(np.ones((70, 2), np.float32)).shape == (256, 2)
+  assert place(np.ones((2, 2**15), np.float32)).shape == (2, 2**15)
 
 
 def test_large_arrays_are_not_padded():

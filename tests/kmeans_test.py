@@ -185,13 +185,13 @@ def test_the_inertia_never_rises(metric):
 
 def test_a_state_has_the_inertia_and_the_sums_of_its_own_centers():
   x, _ = blobs(spread=4.0)
-  state = kmeans.start(KEY, x, num_clusters=4, num_restarts=2)
+  state = kmeans.start(KEY, x, num_clusters=8, num_restarts=2)
   state, _ = kmeans.run(state, x, 2)
   inside = np.asarray(state.frame.apply(jnp.asarray(x)))
   for r in range(2):
     centers = np.asarray(state.params.centers[r])
     squared = np.square(inside[:, None] - centers[None]).sum(-1)
-    members = np.eye(4)[squared.argmin(1)]
+    members = np.eye(8)[squared.argmin(1)]
     np.testing.assert_allclose(state.objective[r], squared.min(1).sum(), 1e-5)
     np.testing.assert_allclose(state.stats.counts[r], members.sum(0))
     np.testing.assert_allclose(

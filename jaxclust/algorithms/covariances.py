@@ -40,11 +40,11 @@ class Family(NamedTuple):
   recenter: Callable  # second, moved [K, D], shift [K, D] -> second
 
 
-def identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """Factors of the identity, of the shape of a family."""
+def identity(shape: tuple[int, ...], dtype: Any, lib: Any = jnp) -> jax.Array:
+  """Factors of the identity, of the shape of a family, in JAX or NumPy."""
   if len(shape) == 2:
-    return jnp.ones(shape, dtype)
-  return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+    return lib.ones(shape, dtype)
+  return lib.broadcast_to(lib.eye(shape[-1], dtype=dtype), shape)
 
 
 def invert(scale_tril: jax.Array) -> jax.Array:

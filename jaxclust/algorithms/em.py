@@ -79,7 +79,7 @@ def pad(params: GMMParams, size: int, dtype: Any) -> GMMParams:
   log_weights, means, scale = (lib.asarray(a).astype(dtype) for a in params)
   extra = size - len(log_weights)
   if extra and len(scale) == len(means):
-    like = covariances.identity((extra, *scale.shape[1:]), dtype)
+    like = covariances.identity((extra, *scale.shape[1:]), dtype, lib)
     scale = lib.concatenate([scale, like])
   return GMMParams(
     lib.pad(log_weights, (0, extra), constant_values=-np.inf),

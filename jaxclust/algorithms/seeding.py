@@ -30,7 +30,7 @@ from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
 from jaxclust.algorithms.lloyd import Clusters, pad
 from jaxclust.algorithms.solver import each_run
 from jaxclust.frames import dot
-from jaxclust.inputs import bucket, padded_groups
+from jaxclust.inputs import LEAST_GROUPS, bucket, padded_groups
 from jaxclust.rows import (
   Rows,
   compiled,
@@ -67,7 +67,7 @@ def _plus_plus(
     size: K of the result `[R, K, D]` in the frame.
   """
   num_runs, num_features = len(seeds), rows.shape[1]
-  num_trials = 2 + int(math.log(bucket(size, 4)))
+  num_trials = 2 + int(math.log(bucket(size, LEAST_GROUPS)))
   numbers = number_rows(rows)
 
   def choose(k, state):

@@ -11,7 +11,6 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jaxclust.algorithms import gmm
-from jaxclust.algorithms.covariances import invert
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.errors import InputError
 from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
@@ -85,9 +84,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       )
     params = self.params_ = GMMParams(*map(np.asarray, result.params))
     self.weights_, self.means_ = np.exp(params.log_weights), params.means
-    root = np.asarray(invert(result.params.scale_tril))
-    if root.ndim == 3:
-      root = root.mT
+    root = _inverse_transpose(params.scale_tril)
     shape = SHAPES[self.covariance_type]
     self.covariances_ = shape(_square(params.scale_tril))
     self.precisions_ = shape(_square(root))
@@ -146,6 +143,15 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   def _apply(self, fn, X, *args):
     x = self._read(X, reset=False)
     return fn(self.params_, x, *args)
+
+
+def _inverse_transpose(factor):
+  """Upper factors `[K, D, D]` of the inverse of lower ones, or `1 / factor`."""
+  if factor.ndim == 2:
+    return 1 / factor
+  return np.triu(np.linalg.inv(factor.astype(np.float64)).mT).astype(
+    factor.dtype
+  )
 
 
 def _square(factor):
