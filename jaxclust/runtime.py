@@ -24,7 +24,7 @@ _COUNT_FLAG = 'xla_force_host_platform_device_count'
 # plugins for these, and the first version of JAX that may not know the flag.
 _PRODUCTS_FLAG = 'xla_gpu_enable_triton_gemm'
 _NVIDIA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
-_UNKNOWN_FROM = (0, 12)
+_UNKNOWN_FROM = (0, 13)
 
 # Libraries whose versions a summary names.
 _VERSIONS = ('jaxclust', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')

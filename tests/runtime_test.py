@@ -136,7 +136,7 @@ def test_who_has_told_xla_the_number_of_devices_is_heard():
       '--a=1 --xla_gpu_enable_triton_gemm=false',
     ),
     (None, (0, 11, 2), '--a=1', '--a=1'),  # no GPU
-    ('jax_cuda13_plugin', (0, 12, 0), '--a=1', '--a=1'),  # may not know it
+    ('jax_cuda13_plugin', (0, 13, 0), '--a=1', '--a=1'),  # may not know it
     (
       'jax_cuda13_plugin',
       (0, 11, 2),
