@@ -14,7 +14,8 @@ from jax import lax
 
 from jaxclust.frames import as_float
 from jaxclust.methods import Method
-from jaxclust.rows import Rows, compiled, map_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import Rows, map_rows
 
 
 def embed(

@@ -17,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxclust import checks, memory
 from jaxclust.errors import InputError
 from jaxclust.frames import Frame, Sphere, as_float, dot, float_dtype, unit_rows
+from jaxclust.programs import compiled
 from jaxclust.rows import (
   SMALL,
   Rows,
-  compiled,
   on_each_device,
   reduce_rows,
   scan_blocks,

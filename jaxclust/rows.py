@@ -91,19 +91,6 @@ class Rows:
     return jax.device_put(trimmed)  # compiles nothing, unlike jnp.asarray
 
 
-def compiled(fn: Callable, static: tuple[int, ...] = ()) -> Callable:
-  """Compiles a function whose passes are all over the Rows among its arguments;
-  with streamed rows it runs block by block."""
-  jitted = jax.jit(fn, static_argnums=static)
-
-  @functools.wraps(fn)
-  def call(*args):
-    streamed = any(isinstance(a, Rows) and a.is_streamed for a in args)
-    return (fn if streamed else jitted)(*args)
-
-  return call
-
-
 def reduce_rows(
   fn: Callable, params: Any, rows: Rows, *columns: Any, width: int = 0
 ) -> Any:

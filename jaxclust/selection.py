@@ -37,7 +37,8 @@ from jaxclust.algorithms.distances import squared_distances
 from jaxclust.errors import InputError
 from jaxclust.frames import dot
 from jaxclust.inputs import describe, on_any_mesh, place
-from jaxclust.rows import block_rows, compiled, reduce_rows, take_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import block_rows, reduce_rows, take_rows
 
 # Least rows on one side of a tile of distances.
 _SIDE = 1024

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import io
+import logging
 import os
 import random
 import shutil
@@ -81,3 +82,16 @@ def light_compiler():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def count_programs(caplog):
+  """How many programs a call compiles."""
+
+  def count(fn, *args, **options):
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+      fn(*args, **options)
+    return sum('XLA compilation' in text for text in caplog.messages)
+
+  return count

@@ -22,8 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Packages and their modules from the lowest to the highest. A package itself,
 # its `__init__.py`, comes after its modules.
 ORDER = [
-  ('', 'errors checks memory prefetch frames defaults layers rows inputs'),
-  ('', 'networks'),
+  ('', 'errors checks memory prefetch programs frames defaults layers rows'),
+  ('', 'inputs networks'),
   ('algorithms', 'consensus neighbors distances solver covariances lloyd em'),
   ('algorithms', 'seeding prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment spreading'),

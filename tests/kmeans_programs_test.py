@@ -1,7 +1,6 @@
 """k-means as programs: which calls share one, and what transforms them."""
 
 import functools
-import logging
 
 import chex
 import jax
@@ -17,19 +16,6 @@ from jaxclust.inputs import describe, place
 KEY = jax.random.key(0)
 
 fit = functools.partial(kmeans.fit, num_restarts=2)
-
-
-@pytest.fixture
-def count_programs(caplog):
-  """How many programs a call compiles."""
-
-  def count(fn, *args, **options):
-    caplog.clear()
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-      fn(*args, **options)
-    return sum('XLA compilation' in text for text in caplog.messages)
-
-  return count
 
 
 def fit_and_predict(key, x, **options):

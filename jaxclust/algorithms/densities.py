@@ -26,7 +26,8 @@ from jaxclust.inputs import (
   place,
   weighted_sum,
 )
-from jaxclust.rows import compiled, map_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import map_rows
 
 
 def log_prob(

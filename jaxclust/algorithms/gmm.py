@@ -41,7 +41,8 @@ from jaxclust.algorithms.lloyd import Clusters, assign
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
 from jaxclust.inputs import on_any_mesh, padded_groups, prepare
-from jaxclust.rows import compiled, reduce_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import reduce_rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=100, tol=1e-3)
@@ -288,23 +289,38 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
     params = em.in_frame(em.pad(init, size, rows.dtype), rows.frame)
     mixture = Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
     return solver.begin(EM, mixture, rows)
-  from_clusters = isinstance(init, str) and init == 'k-means'
-  starts = 'k-means++' if from_clusters else init
-  clusters = seeding.seed(key, rows, num_components, num_restarts, starts)
-  traced = checks.is_traced(clusters, rows)
-  if from_clusters:
-    state = lloyd.before(clusters, rows)
+  if isinstance(init, str) and init == 'k-means':
+    calls = _calls_of(covariance, num_components, rows)
+    state = runs.seeded(
+      key, rows, num_components, num_restarts, 'k-means++', *calls
+    )
     state, _ = runs.run_rows(state, rows, max_steps=300, tol=1e-4)
     found = solver.each_run(
-      lambda one: _from_clusters(covariance, one, rows), state.params, traced
+      lambda one: _from_clusters(covariance, one, rows),
+      state.params,
+      checks.is_traced(state.params, rows),
     )
     return solver.before(*found, rows)
+  clusters = seeding.seed(key, rows, num_components, num_restarts, init)
   mixture = solver.each_run(
     lambda one: _from_means(covariance, one, rows, checks.as_number(reg)),
     clusters,
-    traced,
+    checks.is_traced(clusters, rows),
   )
   return solver.begin(EM, mixture, rows)
+
+
+def _calls_of(covariance, num_components, rows):
+  """What `_begin` and a fit call after k-means, for `programs.ahead`."""
+  if rows.is_streamed:
+    return ()
+  blank = lloyd.blank(num_components, 1, rows)
+  begin = functools.partial(_from_clusters, covariance)
+  state = solver.before(*jax.eval_shape(begin, blank, rows), rows)
+  return (
+    (_from_clusters, covariance, blank, rows),
+    runs.steps_of(state, rows),
+  )
 
 
 @functools.partial(compiled, static=(0,))

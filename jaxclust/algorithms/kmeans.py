@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import lloyd, runs, seeding, solver
+from jaxclust.algorithms import runs, seeding, solver
 from jaxclust.algorithms.lloyd import LLOYD
 from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
   predict,
@@ -36,7 +36,8 @@ from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
 from jaxclust.inputs import METRICS, on_any_mesh, prepare
-from jaxclust.rows import Rows, compiled, cumulate, take_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import Rows, cumulate, take_rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
@@ -107,8 +108,8 @@ def fit(
   options |= {'init': init, 'metric': metric}
   ends = {'max_steps': max_steps, 'tol': tol}
   rows = _prepare(x, sample_weight, block_size, **options, **ends)
-  clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
-  state, _ = runs.run_rows(lloyd.before(clusters, rows), rows, **ends)
+  state = runs.seeded(key, rows, num_clusters, num_restarts, init)
+  state, _ = runs.run_rows(state, rows, **ends)
   result = best(state)
   warn(result)
   return result
@@ -184,8 +185,8 @@ def start(
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
   options |= {'init': init, 'metric': metric}
   rows = _prepare(x, sample_weight, block_size, **options)
-  clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
-  return runs.first_step(lloyd.before(clusters, rows), rows)
+  state = runs.seeded(key, rows, num_clusters, num_restarts, init)
+  return runs.first_step(state, rows)
 
 
 def best(state: Solution) -> KMeansResult:

@@ -14,6 +14,7 @@ from jaxclust.algorithms import solver
 from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
 from jaxclust.algorithms.solver import Algorithm, Solution
 from jaxclust.frames import dot
+from jaxclust.inputs import padded_groups
 from jaxclust.rows import Rows, map_rows, top_rows
 
 
@@ -35,6 +36,12 @@ def pad(centers: Any, num_clusters: int, size: int) -> Clusters:
     centers = np.pad(np.asarray(centers), ((0, 0), (0, missing), (0, 0)))
   active = np.arange(size) < num_clusters
   return Clusters(centers, np.tile(active, (len(centers), 1)))
+
+
+def blank(num_clusters: int, num_runs: int, rows: Rows) -> Clusters:
+  """Clusters of the shapes that runs on rows will have."""
+  centers = np.zeros((num_runs, num_clusters, rows.shape[1]), rows.dtype)
+  return pad(centers, num_clusters, padded_groups(num_clusters, rows))
 
 
 class Sums(NamedTuple):

@@ -24,7 +24,8 @@ from jaxclust.inputs import (
   padded_groups,
   place,
 )
-from jaxclust.rows import compiled, map_rows, reduce_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import map_rows, reduce_rows
 
 
 @on_any_mesh

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from jaxclust import checks
-from jaxclust.algorithms import solver
+from jaxclust import checks, programs
+from jaxclust.algorithms import lloyd, seeding, solver
 from jaxclust.algorithms.em import EM, family_of
 from jaxclust.algorithms.lloyd import LLOYD, Clusters
 from jaxclust.algorithms.products import EM_BY_PRODUCTS, PRODUCTS
@@ -41,6 +41,31 @@ def run_rows(
 ) -> tuple[Solution, jax.Array]:
   """`run` on rows in the frame of the state; options as for `solver.run`."""
   return solver.run(_fastest(state.params, rows), state, rows, **options)
+
+
+def steps_of(state: Solution, rows: Rows) -> tuple:
+  """What `run_rows` will call for runs like these, for `programs.ahead`."""
+  return solver.steps_of(_fastest(state.params, rows), state, rows)
+
+
+def seeded(
+  key: jax.Array,
+  rows: Rows,
+  num_clusters: int,
+  num_restarts: int,
+  init: Any,
+  *calls: tuple,
+) -> Solution:
+  """Runs of k-means before their first pass.
+
+  XLA compiles their steps, and other calls that follow, as they are seeded.
+  Options are those of `kmeans.fit`.
+  """
+  blank = lloyd.blank(num_clusters, num_restarts, rows)
+  steps = steps_of(lloyd.before(blank, rows), rows)
+  with programs.ahead(steps, *calls):
+    clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
+  return lloyd.before(clusters, rows)
 
 
 def first_step(state: Solution, rows: Rows, reg: float = 0.0) -> Solution:

@@ -31,9 +31,9 @@ from jaxclust.algorithms.lloyd import Clusters, pad
 from jaxclust.algorithms.solver import each_run
 from jaxclust.frames import dot
 from jaxclust.inputs import LEAST_GROUPS, bucket, padded_groups
+from jaxclust.programs import compiled
 from jaxclust.rows import (
   Rows,
-  compiled,
   cumulate,
   map_rows,
   reduce_rows,

@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.rows import Rows, compiled, reduce_rows
+from jaxclust.programs import compiled
+from jaxclust.rows import Rows, reduce_rows
 
 # Steps of a call whose objectives are returned.
 HISTORY = 128
@@ -83,7 +84,7 @@ def before(params: Any, stats: Any, rows: Rows) -> Solution:
   An update makes the parameters to start from out of params and stats
   `[R, ...]`: the first step is number 0, and has nothing to compare with.
   """
-  shape = (len(jax.tree.leaves(params)[0]),)
+  shape = jax.tree.leaves(params)[0].shape[:1]
   return Solution(
     frame=rows.frame,
     params=params,
@@ -139,6 +140,16 @@ def run(
   else:
     runs, history = each_run(run_some, runs, checks.is_traced(runs, rows))
   return runs._replace(frame=state.frame), history.T
+
+
+def steps_of(algorithm: Algorithm, state: Solution, rows: Rows) -> tuple:
+  """What `run` will call for runs like these, for `programs.ahead`."""
+  if not algorithm.together or jax.default_backend() == 'cpu':
+    state = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),
+      state._replace(frame=()),
+    )
+  return _iterate, algorithm, state._replace(frame=()), rows, 0.0, 0.0, 1, 1
 
 
 def each_run(fn: Callable, runs: Any, traced: bool) -> Any:
