@@ -4,6 +4,8 @@ r"""This code against other libraries, on the same arrays and starts.
   python launch.py --config=configs/benchmark.py:digits
   python launch.py --config=configs/benchmark.py:digits \
     --config.benchmark.groups="('layers',)"
+  python launch.py --config=configs/benchmark.py:digits \
+    --config.benchmark.groups="('latency',)"
 
 Peers are those installed: scikit-learn; faiss with `.[peers]`, torch with
 `.[torch]`, Keras on TensorFlow with `.[keras]`. On an accelerator it is torch
@@ -16,7 +18,8 @@ from jaxclust import defaults
 def get_config(variant: str = 'fashion_mnist'):
   config = defaults.base('benchmark', variant)
   config.benchmark = {
-    # And 'layers': each layer of the network alone, without peers.
+    # And 'layers': each layer of the network alone, without peers; 'latency':
+    # first calls on few rows, each in a new process.
     'groups': ('kmeans', 'mixtures', 'autoencoder'),
     'rounds': 5,
     'limit_size': 2048,  # rows of the matrices that time the machine
@@ -38,6 +41,9 @@ def get_config(variant: str = 'fashion_mnist'):
       'learning_rate': 1e-3,
       'dtype': 'float32',  # or bfloat16, of activations
       'num_seeds': 1,  # networks side by side
+    },
+    'latency': {
+      'works': ('import', 'kmeans', 'mixture', 'clusters', 'rows', 'search'),
     },
   }
   if variant == 'digits':

@@ -33,7 +33,7 @@ def _is_streamed(args):
 
 
 @contextlib.contextmanager
-def ahead(*calls: tuple) -> Iterator[None]:
+def compiling(*calls: tuple) -> Iterator[None]:
   """Compiles calls in threads while the body works, which they are to follow.
 
   A call is a function of `compiled`, whose static arguments come first, and

@@ -39,6 +39,7 @@ OPTIONS = {
     'dtype': 'float32',
     'num_seeds': 2,
   },
+  'latency': {'works': ('import', 'kmeans')},
 }
 MODULES = {'scikit-learn': 'sklearn', 'torch': 'torch', 'Keras': 'keras'}
 
@@ -96,6 +97,15 @@ def test_each_layer_is_a_row_of_its_own(monkeypatch):
   names = {row['name'] for row in (first, *others, last)}
   assert len(names) == 8
   assert all(row['ratio'] == {} and row['limit'] > 0 for row in others)
+
+
+@pytest.mark.slow
+def test_a_first_call_does_the_same_in_a_new_process(monkeypatch):
+  starts, fits = measured(monkeypatch, {'groups': ('latency',)})
+  for row in (starts, fits):
+    assert list(row['ratio']) == ['scikit-learn']
+    assert all(0 < s < 60 for own in row['seconds'].values() for s in own)
+  assert fits['objective']['scikit-learn'] == pytest.approx(78.85, abs=0.01)
 
 
 @pytest.mark.filterwarnings('ignore:Best performing initialization')

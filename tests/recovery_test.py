@@ -214,7 +214,7 @@ def test_a_signal_in_any_phase_saves_and_ends(whole, run_child, tmp_path):
 
 def test_a_stopped_clustering_goes_on_where_it_was(tmp_path, monkeypatch):
   """As mixtures above, so k-means."""
-  x = jnp.asarray(np.random.default_rng(0).random((60, 5), np.float32))
+  x = jnp.asarray(np.random.default_rng(0).random((90, 5), np.float32))
   options = defaults.kmeans(num_clusters=4, num_restarts=3, tol=0.0).to_dict()
   save, saved = checkpoints.save, []
 

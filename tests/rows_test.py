@@ -14,10 +14,10 @@ from jaxclust import rows as rows_module
 from jaxclust.frames import Frame, dot
 from jaxclust.inputs import on_any_mesh, place
 from jaxclust.prefetch import ahead
+from jaxclust.programs import compiled
 from jaxclust.rows import (
   Rows,
   block_rows,
-  compiled,
   cumulate,
   map_rows,
   reduce_rows,

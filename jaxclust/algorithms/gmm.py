@@ -311,7 +311,7 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
 
 
 def _calls_of(covariance, num_components, rows):
-  """What `_begin` and a fit call after k-means, for `programs.ahead`."""
+  """What `_begin` and a fit call after k-means, for `programs.compiling`."""
   if rows.is_streamed:
     return ()
   blank = lloyd.blank(num_components, 1, rows)

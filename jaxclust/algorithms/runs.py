@@ -44,7 +44,7 @@ def run_rows(
 
 
 def steps_of(state: Solution, rows: Rows) -> tuple:
-  """What `run_rows` will call for runs like these, for `programs.ahead`."""
+  """What `run_rows` will call for runs like these, for `programs.compiling`."""
   return solver.steps_of(_fastest(state.params, rows), state, rows)
 
 
@@ -63,7 +63,7 @@ def seeded(
   """
   blank = lloyd.blank(num_clusters, num_restarts, rows)
   steps = steps_of(lloyd.before(blank, rows), rows)
-  with programs.ahead(steps, *calls):
+  with programs.compiling(steps, *calls):
     clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
   return lloyd.before(clusters, rows)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from jaxclust import checks
 from jaxclust.benchmark.clusters import plan_kmeans, plan_mixtures
 from jaxclust.benchmark.contest import MismatchError, measure, measure_limits
+from jaxclust.benchmark.latency import plan_latency
 from jaxclust.benchmark.network import plan_layers, plan_training
 from jaxclust.benchmark.peers import versions
 from jaxclust.errors import InputError
@@ -32,6 +33,7 @@ GROUPS = {
   'mixtures': (plan_mixtures, 'mixtures'),
   'autoencoder': (plan_training, 'autoencoder'),
   'layers': (plan_layers, 'autoencoder'),
+  'latency': (plan_latency, 'latency'),
 }
 
 
@@ -50,8 +52,8 @@ def plan(
     groups: of `GROUPS`, which rows to measure.
     rounds: turns of each contestant.
     limit_size: rows of the matrices whose product is timed.
-    **options: 'kmeans', 'mixtures' and 'autoencoder', the options of the
-      functions in `GROUPS`.
+    **options: 'kmeans', 'mixtures', 'autoencoder' and 'latency', the options of
+      the functions in `GROUPS`.
 
   Raises:
     InputError: if the options do not fit the images.

@@ -300,8 +300,9 @@ def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
         spread = f'{ratio["least"]:.2f} to {ratio["largest"]:.2f}'
         lines[-1] += [f'{ratio["median"]:.2f}', spread]
       title = ''
-    share = f'{row["share_of_limit"]:.2f}'
-    lines.append(['', 'limit', _seconds(row['limit']), '', share])
+    if row['limit']:
+      share = f'{row["share_of_limit"]:.2f}'
+      lines.append(['', 'limit', _seconds(row['limit']), '', share])
   head = ['', '', 'median', 'least to largest', 'ratio', 'least to largest']
   _print_table(head, lines, width=_WIDE)
   say(

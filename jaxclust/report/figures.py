@@ -209,7 +209,7 @@ def _draw_ratios(axes, rows):
       xerr=(medians - least, largest - medians),
       label=peer,
     )
-    axes.bar_label(bars, [f'{m:.1f}' for m in medians], padding=6, fontsize=8)
+    axes.bar_label(bars, [f'{m:.2g}' for m in medians], padding=6, fontsize=8)
   axes.axvline(1, color='black', linewidth=1)
   axes.set(xscale='log', xlabel='time of the peer / time of jaxclust')
   axes.xaxis.set_major_formatter('{x:g}')

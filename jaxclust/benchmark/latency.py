@@ -1,0 +1,61 @@
+"""Contests of first calls, each in a new process, without a cache."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxclust import checks
+from jaxclust.benchmark import first_call
+from jaxclust.benchmark.contest import Contest, Task
+
+# The folder that this package is in, installed or not.
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def plan_latency(
+  image_shape: Sequence[int], *, works: Sequence[str]
+) -> list[Callable]:
+  """First calls on scikit-learn's iris, 150 rows of 4 numbers.
+
+  Args:
+    image_shape: of images, which no first call sees.
+    works: of `first_call.WORK`.
+  """
+  del image_shape
+  for work in works:
+    checks.check_choice('each of works', work, first_call.WORK)
+  return [functools.partial(_first_call, work) for work in works]
+
+
+def _first_call(work, key, images):
+  del key, images
+  name, _, tolerance = first_call.WORK[work]
+  return Contest(
+    f'first call, {name}',
+    {library: _task(work, library) for library in first_call.LIBRARIES},
+    tolerance=tolerance,
+    operations=0,
+    numbers=0,
+  )
+
+
+def _task(work, library):
+  """A process that times itself, as its own start and import do not count."""
+  told = []
+
+  def run():
+    command = [sys.executable, '-P', first_call.__file__, work, library]
+    environment = os.environ | {
+      'JAX_ENABLE_COMPILATION_CACHE': '0',
+      'PYTHONPATH': str(_ROOT),
+    }
+    done = subprocess.run(
+      command, env=environment, check=True, capture_output=True, text=True
+    )
+    told[:] = map(float, done.stdout.split())
+    return lambda: told[1]
+
+  return Task(run, seconds=lambda: told[0])
