@@ -132,6 +132,7 @@ def test_nan_that_cannot_be_seen_is_never_converged():
   x[0, 0] = np.nan
   result = jitted(x)
   assert result.stop_reason == StopReason.NONFINITE
+  assert result.num_steps == 0
   assert not result.converged
 
 

@@ -329,7 +329,7 @@ def _from_clusters(family, clusters, rows):
   centers, active = em.first_run(clusters)
   scale_tril = identity(FAMILIES[family].shape(*centers.shape), centers.dtype)
   log_weights = jnp.where(active, jnp.zeros((), centers.dtype), -jnp.inf)
-  params = GMMParams(log_weights, centers, jnp.asarray(scale_tril))
+  params = GMMParams(log_weights, centers, scale_tril)
   moments = reduce_rows(_moments_of_labels, params, rows, width=centers.size)
   return em.as_runs((Mixture(params, jnp.zeros((), jnp.int32)), moments))
 

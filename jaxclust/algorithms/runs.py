@@ -4,9 +4,11 @@ Axes: N points, D features, R runs (restarts), B rows of a mini-batch, S steps.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxclust import checks, programs
 from jaxclust.algorithms import lloyd, seeding, solver
@@ -61,7 +63,9 @@ def seeded(
   XLA compiles their steps, and other calls that follow, as they are seeded.
   Options are those of `kmeans.fit`.
   """
-  blank = lloyd.blank(num_clusters, num_restarts, rows)
+  given = not isinstance(init, str)
+  num_runs = math.prod(np.shape(init)[:-2]) if given else num_restarts
+  blank = lloyd.blank(num_clusters, num_runs, rows)
   steps = steps_of(lloyd.before(blank, rows), rows)
   with programs.compiling(steps, *calls):
     clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)

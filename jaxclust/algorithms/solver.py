@@ -232,7 +232,8 @@ def _step(algorithm, frame, tol, reg, old, memory, rows):
 def _if_finite(finite, new, old):
   """The new runs; those that have met a NaN or an infinity stay and say so."""
   reason = jnp.full_like(old.stop_reason, StopReason.NONFINITE)
-  kept = old._replace(stop_reason=reason)
+  steps = jnp.maximum(old.num_steps, 0)
+  kept = old._replace(num_steps=steps, stop_reason=reason)
   return _choose(finite, new, kept)
 
 
