@@ -1,6 +1,7 @@
 """Programs that are compiled while others run."""
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,25 @@ def test_what_was_compiled_ahead_is_ready(count_programs):
   assert count_programs(power, 3, np.ones((3, 2), np.float32))
 
 
-def test_a_call_is_compiled_ahead_once(monkeypatch):
-  started = []
-  monkeypatch.setattr(programs, '_compile', lambda *call: started.append(call))
-  for size in (5, 5, 6):
+@pytest.fixture
+def started(monkeypatch):
+  """Arguments of the calls that threads compile, each in a while."""
+  calls = []
+
+  def compile_slowly(wide, fn, *args):
+    del wide, fn
+    time.sleep(0.05)
+    calls.append(args)
+
+  monkeypatch.setattr(programs, '_compile', compile_slowly)
+  return calls
+
+
+def test_a_call_is_compiled_ahead_once_and_waited_for(started):
+  for size, count in ((5, 1), (5, 1), (6, 2)):
     with compiling((power, 2, np.ones(size, np.float32))):
       pass
-  assert [call[-1].size for call in started] == [5, 6]
+    assert len(started) == count
 
 
 def test_a_call_that_cannot_be_compiled_raises_when_it_is_made():
@@ -41,24 +54,27 @@ def test_a_call_that_cannot_be_compiled_raises_when_it_is_made():
     power(*call[1:])
 
 
-def test_nothing_is_compiled_ahead_of_a_traced_call(monkeypatch):
-  monkeypatch.setattr(programs, '_compile', None)  # a thread would fail
-
+def test_nothing_is_compiled_ahead_of_a_traced_call(started):
   @jax.jit
   def traced(x):
     with compiling((power, 2, x)):
       return power(2, x)
 
   np.testing.assert_array_equal(traced(np.full(3, 2.0)), [4, 4, 4])
+  assert not started
 
 
-def test_wide_numbers_of_one_thread_alone_are_left_to_it(count_programs):
-  with jax.enable_x64(True):
-    x = np.ones((9, 2))
-    with compiling((power, 2, x)):
-      pass
-    assert count_programs(power, 2, x)
-    assert power(2, x).dtype == np.float64
+@pytest.mark.parametrize('wide', [True, False])
+def test_wide_numbers_of_one_thread_alone_are_left_to_it(wide):
+  lowered = []
+
+  def call(x):
+    return x
+
+  call.num_static, call.lower = 0, lowered.append
+  with jax.enable_x64(wide), compiling((call, np.ones(4))):
+    pass
+  assert len(lowered) == (not wide)
 
 
 @pytest.mark.parametrize(('fit', 'ahead'), [(kmeans.fit, 1), (gmm.fit, 3)])

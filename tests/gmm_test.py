@@ -364,6 +364,16 @@ def test_steps_of_several_runs_are_parts_of_whole_runs():
   chex.assert_trees_all_close(rest, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('init', ['k-means', 'random'])
+def test_a_start_has_made_its_first_pass(init):
+  x, _ = clusters(apart=1.0)
+  state = gmm.start(KEY, x, num_components=3, num_restarts=2, init=init)
+  np.testing.assert_array_equal(state.num_steps, [0, 0])
+  begun = gmm.best(state)
+  expected = gmm.log_prob(begun.params, x).mean()
+  np.testing.assert_allclose(begun.log_likelihood, expected, rtol=1e-5)
+
+
 def test_a_key_gives_one_result():
   x, _ = clusters()
   chex.assert_trees_all_equal(
