@@ -185,18 +185,18 @@ def _are_few(rows):
 
 
 def _frame_of_few(rows, metric):
-  """`_find_frame` in NumPy's float64."""
+  """`_find_frame` in NumPy's float64; rows are taken about one of them, so that
+  equal ones have no variance."""
   x, weight = (np.asarray(a).astype(np.float64) for a in (rows.x, rows.weight))
   x, weight = x[weight > 0], weight[weight > 0]
   if metric == 'cosine':
     x = unit_rows(x, np)
-  offset = weight @ x / weight.sum()
-  distance = np.abs(x - offset).max()
-  reach = distance if distance > 0 else 1.0
-  squares = np.square((x - offset) / reach).mean(axis=1)
-  variance = weight @ squares / weight.sum()
-  scale = reach * np.sqrt(variance if variance > 0 else 1)
-  offset, scale = (np.asarray(a, rows.dtype) for a in (offset, scale))
+  origin, total = x[0], weight.sum()
+  x = x - origin
+  mean = weight @ x / total
+  scale = np.sqrt(weight @ np.square(x - mean).mean(axis=1) / total)
+  scale = scale if scale >= np.finfo(rows.dtype).tiny else 1
+  offset, scale = (np.asarray(a, rows.dtype) for a in (origin + mean, scale))
   return Sphere(scale) if metric == 'cosine' else Frame(offset, scale)
 
 

@@ -1,9 +1,12 @@
 """Coordinates in which float32 keeps its digits."""
 
+import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from point_sets import sharded
 
+from jaxclust import inputs
 from jaxclust.frames import Sphere
 from jaxclust.inputs import describe, place
 
@@ -53,3 +56,25 @@ def test_equal_rows_have_a_frame_of_scale_one():
   frame = describe(place(np.full((4, 2), 7, np.float32))).frame
   np.testing.assert_array_equal(frame.offset, [7, 7])
   assert frame.scale == 1
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_equal_rows_of_any_weights_have_the_scale_one(metric):
+  weight = np.random.default_rng(0).random(50)
+  x = np.full((50, 3), 0.1, np.float32)
+  assert describe(place(x, weight), metric).frame.scale == 1
+
+
+def test_numbers_too_small_for_floats_have_the_scale_one():
+  x = np.array([[1e-45], [0.0]], np.float32)
+  assert describe(place(x)).frame.scale == 1
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_few_rows_have_the_frame_of_many(metric, monkeypatch):
+  rng = np.random.default_rng(0)
+  x = rng.normal(3, 2, (40, 5)).astype(np.float32)
+  rows = place(x, rng.random(40))
+  few = describe(rows, metric).frame
+  monkeypatch.setattr(inputs, '_are_few', lambda rows: False)
+  chex.assert_trees_all_close(few, describe(rows, metric).frame, rtol=1e-5)

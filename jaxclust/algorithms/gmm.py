@@ -133,7 +133,7 @@ def start(
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options)
   state = _begin(key, rows, **options)
-  if isinstance(init, str) and init == 'k-means':
+  if _is_from_clusters(init):
     state = runs.first_step(state, rows, reg)
   return state
 
@@ -289,7 +289,7 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
     params = em.in_frame(em.pad(init, size, rows.dtype), rows.frame)
     mixture = Mixture(em.as_runs(params), jnp.zeros(1, jnp.int32))
     return solver.begin(EM, mixture, rows)
-  if isinstance(init, str) and init == 'k-means':
+  if _is_from_clusters(init):
     calls = _calls_of(covariance, num_components, rows)
     state = runs.seeded(
       key, rows, num_components, num_restarts, 'k-means++', *calls
@@ -310,8 +310,12 @@ def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
   return solver.begin(EM, mixture, rows)
 
 
+def _is_from_clusters(init):
+  return isinstance(init, str) and init == 'k-means'
+
+
 def _calls_of(covariance, num_components, rows):
-  """What `_begin` and a fit call after k-means, for `programs.compiling`."""
+  """The calls that follow k-means, for `programs.compiling`."""
   if rows.is_streamed:
     return ()
   blank = lloyd.blank(num_components, 1, rows)

@@ -46,7 +46,7 @@ def run_rows(
 
 
 def steps_of(state: Solution, rows: Rows) -> tuple:
-  """What `run_rows` will call for runs like these, for `programs.compiling`."""
+  """The call that `run_rows` makes for runs like these, likewise."""
   return solver.steps_of(_fastest(state.params, rows), state, rows)
 
 

@@ -143,7 +143,7 @@ def run(
 
 
 def steps_of(algorithm: Algorithm, state: Solution, rows: Rows) -> tuple:
-  """What `run` will call for runs like these, for `programs.compiling`."""
+  """The call that `run` makes for runs like these, for `programs.compiling`."""
   if not algorithm.together or jax.default_backend() == 'cpu':
     state = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),

@@ -48,12 +48,13 @@ def _task(work, library):
 
   def run():
     command = [sys.executable, '-P', first_call.__file__, work, library]
+    paths = str(_ROOT), os.environ.get('PYTHONPATH', '')
     environment = os.environ | {
       'JAX_ENABLE_COMPILATION_CACHE': '0',
-      'PYTHONPATH': str(_ROOT),
+      'PYTHONPATH': os.pathsep.join(filter(None, paths)),
     }
     done = subprocess.run(
-      command, env=environment, check=True, capture_output=True, text=True
+      command, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     told[:] = map(float, done.stdout.split())
     return lambda: told[1]
