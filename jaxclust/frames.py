@@ -19,7 +19,7 @@ class Frame(NamedTuple):
 
   def apply(self, x: jax.Array) -> jax.Array:
     """Maps rows `[..., D]` from the data's units into the frame."""
-    return (as_float(x) - self._offset(x)) / self.scale
+    return (as_float(x) - self._offset(x)) * (1 / self.scale)
 
   def invert(self, x: jax.Array) -> jax.Array:
     """Maps rows `[..., D]` of the frame back into the data's units."""

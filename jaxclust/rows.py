@@ -24,7 +24,7 @@ from jaxclust.prefetch import ahead
 
 # Numbers of a block and of what a pass computes from it: about the cache of a
 # CPU, or enough rows to keep an accelerator busy.
-_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**20, 2**25
+_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**19, 2**25
 
 # Numbers of an array that counts as small: it is padded to one of a few sizes,
 # and read in one block.

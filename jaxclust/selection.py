@@ -284,9 +284,7 @@ def _sum_distances(params, x, weight, labels):
   some, clustering, number = params
   inside = labels.T[clustering] == number[:, None]
   inside = jnp.where(inside, weight[None], 0)
-  totals = squared_distances(
-    x, some, reduce=lambda squared: dot(inside, jnp.sqrt(squared).T)
-  )
+  totals = dot(inside, jnp.sqrt(squared_distances(x, some)).T)
   return totals, inside.sum(axis=1)
 
 

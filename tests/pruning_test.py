@@ -27,7 +27,9 @@ NUM_CLUSTERS, BLOCK_SIZE = 12, 70
 
 
 @pytest.fixture(autouse=True)
-def _small_arrays_count_as_large(monkeypatch):
+def _few_numbers_count_as_many(monkeypatch):
+  monkeypatch.setattr(pruning, '_MANY', NUM_CLUSTERS)
+  monkeypatch.setattr(pruning, '_SLOW', 3)  # four centers are fast
   for module in (rows_module, inputs):
     monkeypatch.setattr(module, 'SMALL', 0)
 

@@ -8,7 +8,12 @@ import sklearn.cluster
 from point_sets import blobs, sharded
 
 from jaxclust import kmeans
-from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.distances import (
+  nearest,
+  one_hot,
+  squared_distances,
+  sums_by_label,
+)
 from jaxclust.algorithms.seeding import arrivals, mix, number_rows, sample_rows
 from jaxclust.inputs import describe, place
 from jaxclust.rows import Rows
@@ -45,12 +50,42 @@ def test_centers_that_are_not_in_use_are_infinitely_far():
 
 
 def test_the_nearest_is_the_first_of_equals():
-  squared = jnp.array([[[3.0, 1.0], [2.0, 1.0], [2.0, 5.0]]])  # [R, K, B]
-  least, labels = nearest(squared)
-  np.testing.assert_array_equal(least, [[2, 1]])
+  part = jnp.array([[[3.0, 1.0], [2.0, 1.0], [2.0, 5.0]]])  # [R, K, B]
+  least, labels = nearest(part, jnp.array([0.5, -3.0]))
+  np.testing.assert_array_equal(least, [[2.5, 0]])
   np.testing.assert_array_equal(labels, [[1, 0]])
   found = one_hot(jnp.array([[1, -1]]), 2, jnp.float32)
   np.testing.assert_array_equal(found, [[0, 0], [1, 0]])
+
+
+def test_rows_at_centers_do_not_make_way_for_differences():
+  x = jax.random.normal(KEY, (3000, 32))
+  found = squared_distances(x, x[:100])
+  other = squared_distances(x[::-1], x[:100])[:, ::-1]  # products too
+  assert 0 < np.diagonal(found).max() < 1e-4
+  np.testing.assert_allclose(found, other, atol=1e-3)
+
+
+def test_sums_by_label_are_those_of_a_loop():
+  rng = np.random.default_rng(0)
+  labels, x = rng.integers(-1, 5, (2, 3000)), rng.normal(size=(3000, 3))
+  weight = rng.uniform(size=3000)
+  labels[0, :9] = 5  # as 5 of 5 labels is none
+  sums, counts = sums_by_label(
+    jnp.asarray(labels), 5, *map(jnp.float32, (x, weight))
+  )
+  inside = labels[:, None] == np.arange(5)[None, :, None]
+  np.testing.assert_allclose(counts, inside @ weight, rtol=1e-5)
+  np.testing.assert_allclose(
+    sums, inside @ (x * weight[:, None]), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_a_long_sum_keeps_its_digits():
+  x = jnp.full((2**19, 1), 1.01)
+  labels = jnp.zeros((1, len(x)), jnp.int32)
+  sums, _ = sums_by_label(labels, 2, x, jnp.ones(len(x)))
+  np.testing.assert_allclose(sums[0, 0], 1.01 * len(x), rtol=1e-4)
 
 
 # Draws

@@ -1,4 +1,4 @@
-"""Squared distances by one matrix product, and the nearest of them.
+"""Squared distances by one matrix product, the nearest, and sums by label.
 
 Axes: B rows, D features, K centers, R runs.
 """
@@ -18,15 +18,24 @@ _TRUSTED_ROUNDINGS = 1e4
 # Differences in all below which one small program is worth more than a product.
 _FEW_NUMBERS = 2**21
 
-# Share of the rows of a block that may have less accurate distances.
-_FEW_ROWS = 1 / 64
+# Share of the rows of a block that may have less accurate distances, and that
+# may if they lie at a center, as the rows do that centers start from.
+_FEW_ROWS, _SOME_ROWS = 1 / 64, 1 / 4
+
+# Least rows that are added one after another, before their sums are.
+_RUN = 1024
+
+
+def _whole(part, rest):
+  """Squared distances `[K, B]` from the parts that `reduce` is given."""
+  return jnp.maximum(part + rest[None], 0)
 
 
 def squared_distances(
   x: jax.Array,
   centers: jax.Array,
   active: jax.Array | None = None,
-  reduce: Callable = lambda squared: squared,
+  reduce: Callable = _whole,
 ) -> Any:
   """Squared distances `[K, B]` of rows `[B, D]` from centers `[K, D]`.
 
@@ -35,42 +44,67 @@ def squared_distances(
   close together but far from the origin, differences are used instead.
 
   Distances are inf from centers that are not active `[K]`. Returns what
-  `reduce` makes of all distances while they are in cache.
+  `reduce(part [K, B], rest [B])` makes of all distances while they are in
+  cache. They are `max(part + rest, 0)`: what only compares the distances of a
+  row can do without the rest.
   """
 
-  def masked(squared):
-    if active is None:
-      return squared
-    return jnp.where(active[:, None], squared, jnp.inf)
+  def by_differences(squares):
+    if active is not None:
+      squares = jnp.where(active[:, None], squares, jnp.inf)
+    return reduce(squares, jnp.zeros_like(squares[0]))
 
   known = isinstance(x.shape[0], int)  # it is a symbol in an export
   if known and x.size * len(centers) <= _FEW_NUMBERS:
     difference = x[None] - centers[:, None]
-    return reduce(masked(jnp.square(difference).sum(axis=2)))
+    return by_differences(jnp.square(difference).sum(axis=2))
   norms = jnp.square(x).sum(axis=1)
   lengths = jnp.square(centers).sum(axis=1)
-  squared = norms[None] + (lengths[:, None] - 2 * dot(centers, x.T))
-  squared = masked(jnp.maximum(squared, 0))
-  rounding = jnp.finfo(squared.dtype).eps * norms
-  blurred = squared.min(axis=0) < _TRUSTED_ROUNDINGS * rounding
-
-  def by_differences():
-    exact = lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers)
-    return reduce(masked(exact))
-
+  if active is not None:
+    lengths = jnp.where(active, lengths, jnp.inf)
+  part = lengths[:, None] + dot(-2 * centers, x.T)
+  found = reduce(part, norms)
   return lax.cond(
-    blurred.mean() > _FEW_ROWS, by_differences, lambda: reduce(squared)
+    _are_blurred(x, centers, part, norms),
+    lambda: by_differences(
+      lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers)
+    ),
+    lambda: found,
   )
 
 
-def nearest(squared: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The least of distances `[R, K, B]` and its index, `[R, B]`; ties: the
-  first. Two plain minima vectorise where XLA's argmin does not."""
-  least = squared.min(axis=1)
-  last = squared.shape[1] - 1
-  number = lax.broadcasted_iota(jnp.int32, squared.shape, 1)
-  found = jnp.where(squared == least[:, None], number, last)
-  return least, found.min(axis=1)
+def _are_blurred(x, centers, part, norms):
+  """Whether a product leaves too many rows without accurate distances."""
+  least, labels = nearest(part[None], norms)
+  rounding = jnp.finfo(part.dtype).eps * norms
+  blurred = least[0] < _TRUSTED_ROUNDINGS * rounding
+
+  def look_closer():
+    exact = jnp.square(x - centers[labels[0]]).sum(axis=1)
+    many = (blurred & are_apart(exact, norms)).mean() > _FEW_ROWS
+    return many | (blurred.mean() > _SOME_ROWS)
+
+  return lax.cond(blurred.mean() > _FEW_ROWS, look_closer, lambda: False)
+
+
+def are_apart(squared: jax.Array, norms: jax.Array) -> jax.Array:
+  """Whether points lie farther apart than by the rounding of points of squared
+  length `norms`."""
+  return squared > (64 * jnp.finfo(squared.dtype).eps) ** 2 * norms
+
+
+def nearest(part: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The least of distances and its index, `[R, B]`; ties: the first.
+
+  Distances are in parts `[R, K, B]` and `[B]`, as in `squared_distances`. Two
+  plain minima of floats vectorise where XLA's argmin does not.
+  """
+  least = part.min(axis=1)
+  last = part.shape[1] - 1
+  number = lax.broadcasted_iota(part.dtype, part.shape, 1)
+  found = jnp.where(part == least[:, None], number, last)
+  labels = found.min(axis=1).astype(jnp.int32)
+  return jnp.maximum(least + rest[None], 0), labels
 
 
 def one_hot(labels: jax.Array, num_clusters: int, dtype: Any) -> jax.Array:
@@ -78,3 +112,35 @@ def one_hot(labels: jax.Array, num_clusters: int, dtype: Any) -> jax.Array:
   number = lax.iota(jnp.int32, num_clusters)[None, :, None]
   inside = labels[:, None] == number
   return inside.reshape(-1, labels.shape[1]).astype(dtype)
+
+
+def sums_by_label(
+  labels: jax.Array, num_clusters: int, x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Weighted sums `[R, K, D]` of the rows with each label `[R, B]`, and weights
+  `[R, K]`; a row with a label outside of K is in no sum.
+
+  An accelerator multiplies; a CPU adds each row to its sum.
+  """
+  num_runs, num_rows = labels.shape
+  if jax.default_backend() != 'cpu':
+    inside = one_hot(labels, num_clusters, x.dtype) * weight[None]
+    sums, counts = dot(inside, x), inside.sum(axis=1)
+    return (
+      sums.reshape(num_runs, num_clusters, -1),
+      counts.reshape(num_runs, num_clusters),
+    )
+  # Sums of short runs of rows keep the digits that one long sum would lose.
+  run = max(_RUN, 4 * num_clusters)
+  part = lax.iota(jnp.int32, num_rows) // run
+  shape = -(-num_rows // run), num_clusters
+
+  def add(values, labels):
+    zeros = jnp.zeros((*shape, *values.shape[1:]), x.dtype)
+    return zeros.at[part, labels].add(values, mode='drop').sum(axis=0)
+
+  def of_run(labels):
+    labels = jnp.where(labels < 0, num_clusters, labels)
+    return add(x * weight[:, None], labels), add(weight, labels)
+
+  return jax.vmap(of_run)(labels)

@@ -11,7 +11,12 @@ import numpy as np
 from jax import lax
 
 from jaxclust.algorithms import solver
-from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.distances import (
+  are_apart,
+  nearest,
+  squared_distances,
+  sums_by_label,
+)
 from jaxclust.algorithms.solver import Algorithm, Solution
 from jaxclust.frames import dot
 from jaxclust.inputs import padded_groups
@@ -65,8 +70,8 @@ def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Squared distances to the nearest centers, and their numbers, `[R, B]`."""
   num_runs, num_clusters, num_features = params.centers.shape
 
-  def nearest_of_each_run(squared):
-    return nearest(squared.reshape(num_runs, num_clusters, -1))
+  def nearest_of_each_run(part, rest):
+    return nearest(part.reshape(num_runs, num_clusters, -1), rest)
 
   return squared_distances(
     x,
@@ -78,13 +83,8 @@ def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _stats(params: Clusters, x: jax.Array, weight: jax.Array) -> Sums:
   least, labels = assign(params, x)
-  shape = params.centers.shape
-  inside = one_hot(labels, shape[1], x.dtype) * weight[None]
-  return Sums(
-    dot(inside, x).reshape(shape),
-    inside.sum(axis=1).reshape(shape[:2]),
-    dot(least, weight),
-  )
+  sums, counts = sums_by_label(labels, params.centers.shape[1], x, weight)
+  return Sums(sums, counts, dot(least, weight))
 
 
 def _update(params: Clusters, stats: Sums, frame: Any, reg: Any) -> Clusters:
@@ -121,8 +121,7 @@ def _fill_empty(params: Clusters, stats: Sums, rows: Rows) -> Clusters:
     farthest = jnp.take_along_axis(farthest, rank, axis=1)
     x = jnp.take_along_axis(x, rank[..., None], axis=1)
     # The mean of equal rows is as far from them as its rounding.
-    rounding = 64 * jnp.finfo(x.dtype).eps
-    apart = farthest > rounding**2 * jnp.square(x).sum(axis=-1)
+    apart = are_apart(farthest, jnp.square(x).sum(axis=-1))
     moves = (empty & apart)[..., None]
     return params._replace(centers=jnp.where(moves, x, params.centers))
 

@@ -20,7 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.distances import (
+  nearest,
+  squared_distances,
+  sums_by_label,
+)
 from jaxclust.algorithms.lloyd import LLOYD, Clusters, Sums
 from jaxclust.frames import dot
 from jaxclust.rows import Rows, block_rows, on_each_device, reduce_rows
@@ -32,6 +36,13 @@ _DRIFT = 1e-5
 # Share of the sum of all squares below which an inertia is not taken from a
 # difference of sums.
 _CANCELS = 1e-2
+
+
+# Centers from which rows are compared with the fastest of them first.
+_MANY = 64
+
+# Centers for each one that counts as fast.
+_SLOW = 8
 
 
 class Bounds(NamedTuple):
@@ -77,22 +88,20 @@ def sweep(params: Clusters, memory: Bounds, rows: Rows) -> tuple[Sums, Bounds]:
   sums, counts = memory.sums + sums, memory.counts + counts
   moved = jnp.where(is_first, 0, memory.moved + lengths)
   distance = jnp.sqrt(spread / rows.weight.sum())
-  sum_anew = functools.partial(
-    reduce_rows, _sums_of_labels, active, rows, columns[0], width=len(active)
-  )
   drifted = jnp.finfo(sums.dtype).eps * moved > _DRIFT * distance * counts
-  sums, counts, moved = lax.cond(
-    jnp.any(drifted),
-    lambda: (*sum_anew(), jnp.zeros_like(moved)),
-    lambda: (sums, counts, moved),
-  )
   lengths = jnp.square(centers).sum(axis=1)
   cross = (centers * sums).sum(axis=1)
   inertia = memory.squares + (counts * lengths - 2 * cross).sum()
-  inertia = lax.cond(
-    inertia < _CANCELS * memory.squares,
-    lambda: reduce_rows(_inertia, params, rows, width=len(centers)),
-    lambda: inertia,
+  cancels = inertia < _CANCELS * memory.squares
+
+  def sum_anew():
+    found = reduce_rows(_sum_labels, centers, rows, columns[0])
+    return *found, jnp.zeros_like(moved)
+
+  sums, counts, inertia, moved = lax.cond(
+    jnp.any(drifted) | cancels,
+    sum_anew,
+    lambda: (sums, counts, inertia, moved),
   )
   memory = Bounds(centers, *columns, sums, counts, moved, memory.squares)
   return Sums(sums[None], counts[None], inertia[None]), memory
@@ -103,10 +112,6 @@ def _square(params, x, weight):
   return dot(weight, jnp.square(x).sum(axis=1))
 
 
-def _inertia(params, x, weight):
-  return LLOYD.stats(params, x, weight).inertia[0]
-
-
 def _relabel(params, rows, columns):
   """Labels the open rows of a device anew.
 
@@ -114,78 +119,138 @@ def _relabel(params, rows, columns):
   squared upper bounds; and the new labels and bounds.
   """
   centers, active, drift = params
-  old, upper, lower = columns
-  upper, lower = _loosen(drift, old, upper, lower)
-  wanted = ~(upper < lower) & (rows.weight > 0)
-  columns = _label(centers, active, (old, upper, lower), rows, wanted)
-  changed = wanted & (old != columns[0])
-  change = _sum_changes(changed, old, columns[0], rows, len(centers))
+  upper, lower, lower_of_slow = _loosen(drift, *columns)
+  total = jax.tree.map(jnp.zeros_like, (centers, drift, drift))
+  carry = (columns[0], upper, lower), total
+
+  def is_open(columns):
+    return ~(columns[1] < columns[2]) & (rows.weight > 0)
+
+  if len(centers) >= _MANY:
+    fast = lax.top_k(drift, len(centers) // _SLOW)[1]
+    near = is_open(carry[0]) & (upper < lower_of_slow)
+    find = _among_fast(centers, active, fast, lower_of_slow)
+    carry = _label(find, carry, rows, near, len(fast))
+  find = _among_all(centers, active)
+  columns, total = _label(find, carry, rows, is_open(carry[0]), len(centers))
   bounds = jnp.where(rows.weight > 0, columns[1], 0)
-  return (*change, dot(rows.weight, jnp.square(bounds))), columns
+  return (*total, dot(rows.weight, jnp.square(bounds))), columns
 
 
-def _sums_of_labels(active, x, weight, labels):
-  inside = one_hot(labels[None], len(active), x.dtype) * weight[None]
-  return dot(inside, x), inside.sum(axis=1)
+def _sum_labels(centers, x, weight, labels):
+  """Sums `[K, D]`, counts `[K]` and inertia `[]` of rows with labels."""
+  sums, counts = sums_by_label(labels[None], len(centers), x, weight)
+  squared = jnp.square(x - centers[labels]).sum(axis=1)
+  return sums[0], counts[0], dot(weight, squared)
 
 
 def _loosen(drift, labels, upper, lower):
-  """The bounds, now that centers have moved by `drift` `[K]`."""
+  """The bounds, now that centers have moved by `drift` `[K]`; and the lower
+  bound of the distance to any center but the own and those that move fast."""
   eps = jnp.finfo(drift.dtype).eps
   number = lax.iota(jnp.int32, len(drift))
   is_largest = number == jnp.argmax(drift)
   others = jnp.where(is_largest, 0, drift).max()
   others = jnp.where(is_largest, others, drift.max())
+  slow = lax.top_k(drift, len(drift) // _SLOW + 1)[0][-1]
   place = jnp.maximum(labels, 0)
   return (
     (upper + drift[place]) * (1 + 4 * eps),
     (lower - others[place]) * (1 - 4 * eps),
+    (lower - slow) * (1 - 4 * eps),
   )
 
 
-def _label(centers, active, columns, rows, wanted):
-  """Labels the wanted rows, and bounds their distances."""
+def _among_all(centers, active):
+  """Finds labels of rows, and their bounds, among all centers."""
   longest = jnp.square(centers).sum(axis=1).max()
 
-  def two_nearest(squared):
-    least, labels = nearest(squared[None])
-    number = lax.broadcasted_iota(jnp.int32, squared.shape, 0)
-    others = jnp.where(number == labels, jnp.inf, squared)
-    return least[0], others.min(axis=0), labels[0]
+  def find(place, x, old):
+    del place, old
+    reduce = functools.partial(_two_nearest, None)
+    least, second, labels = squared_distances(x, centers, active, reduce)
+    return labels, *_bounds(x, longest, least, second)
 
-  def visit(columns, place, x, weight):
-    del weight
-    least, second, labels = squared_distances(x, centers, active, two_nearest)
-    norms = jnp.square(x).sum(axis=1)
-    rounding = 8 * jnp.finfo(x.dtype).eps * (norms + longest)
-    found = (
-      labels,
-      jnp.sqrt(least + rounding),
-      jnp.sqrt(jnp.maximum(second - rounding, 0)),
+  return find
+
+
+def _among_fast(centers, active, fast, lower_of_slow):
+  """Finds them among the own center and those that move fast, `[M]`."""
+  longest = jnp.square(centers).sum(axis=1).max()
+  number = lax.iota(jnp.int32, len(fast))
+  position = jnp.full_like(active, -1, jnp.int32).at[fast].set(number)
+
+  def find(place, x, old):
+    own = jnp.square(x - centers[old]).sum(axis=1)
+    reduce = functools.partial(_two_nearest, position[old])
+    least, second, which = squared_distances(
+      x, centers[fast], active[fast], reduce
     )
-    return jax.tree.map(
+    labels = jnp.where(own <= least, old, fast[which])
+    second = jnp.minimum(second, jnp.maximum(own, least))
+    upper, lower = _bounds(x, longest, jnp.minimum(own, least), second)
+    others = lower_of_slow.at[place].get(mode='clip')
+    return labels, upper, jnp.minimum(lower, others)
+
+  return find
+
+
+def _two_nearest(skip, part, rest):
+  """The least distance of each row, the second, and the label of the least,
+  of all but the centers to skip `[B]`."""
+  number = lax.broadcasted_iota(jnp.int32, part.shape, 0)
+  if skip is not None:
+    part = jnp.where(number == skip[None], jnp.inf, part)
+  least, labels = nearest(part[None], rest)
+  others = jnp.where(number == labels, jnp.inf, part).min(axis=0)
+  return least[0], jnp.maximum(others + rest, 0), labels[0]
+
+
+def _bounds(x, longest, least, second):
+  """Upper and lower bounds of distances whose squares are known but for their
+  rounding."""
+  norms = jnp.square(x).sum(axis=1)
+  rounding = 8 * jnp.finfo(x.dtype).eps * (norms + longest)
+  lower = jnp.sqrt(jnp.maximum(second - rounding, 0))
+  return jnp.sqrt(least + rounding), lower
+
+
+def _label(find, carry, rows, wanted, width):
+  """Labels the wanted rows by `find(place, x, old) -> labels, upper, lower`.
+
+  The carry is the columns, and the changes of sums, counts and lengths so far.
+  """
+  before = carry[0][0]
+
+  def visit(carry, place, x, weight):
+    columns, total = carry
+    old = before.at[place].get(mode='clip')
+    found = find(place, x, old)
+    part = _sum_moves(old, found[0], x, weight, len(total[1]))
+    columns = jax.tree.map(
       lambda a, b: a.at[place].set(b, mode='drop'), columns, found
     )
+    return columns, jax.tree.map(jnp.add, total, part)
 
-  return _visit(visit, columns, rows, wanted, len(centers))
+  return _visit(visit, carry, rows, wanted, width)
 
 
-def _sum_changes(changed, old, new, rows, num_clusters):
-  """Sums `[K, D]`, counts `[K]` and lengths `[K]` of rows that change."""
+def _sum_moves(old, new, x, weight, num_clusters):
+  """What rows that leave a cluster for another change: sums, counts, lengths.
 
-  def visit(total, place, x, weight):
-    after, before = (
-      one_hot(labels.at[place].get(mode='clip')[None], num_clusters, x.dtype)
-      for labels in (new, old)
-    )
-    inside = (after - before) * weight[None]
-    norms = jnp.sqrt(jnp.square(x).sum(axis=1))
-    part = dot(inside, x), inside.sum(axis=1), dot(jnp.abs(inside), norms)
-    return jax.tree.map(jnp.add, total, part)
+  Lengths are added in both clusters.
+  """
+  moves = (old != new) & (weight > 0)
+  lengths = jnp.sqrt(jnp.square(x).sum(axis=1))
 
-  none = jnp.zeros(num_clusters, rows.dtype)
-  zeros = jnp.zeros((num_clusters, rows.shape[1]), rows.dtype), none, none
-  return _visit(visit, zeros, rows, changed, num_clusters)
+  def of(labels):
+    labels = jnp.where(moves, labels, -1)[None]
+    sums, counts = sums_by_label(labels, num_clusters, x, weight)
+    _, way = sums_by_label(labels, num_clusters, x, weight * lengths)
+    return sums[0], counts[0], way[0]
+
+  (sums, counts, way), left = of(new), of(old)
+  return sums - left[0], counts - left[1], way + left[2]
 
 
 def _visit(

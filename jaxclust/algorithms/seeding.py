@@ -26,7 +26,11 @@ import numpy as np
 from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms.distances import nearest, one_hot, squared_distances
+from jaxclust.algorithms.distances import (
+  nearest,
+  squared_distances,
+  sums_by_label,
+)
 from jaxclust.algorithms.lloyd import Clusters, pad
 from jaxclust.algorithms.solver import each_run
 from jaxclust.frames import dot
@@ -208,15 +212,23 @@ def _potentials(trials, x, weight, least):
 
 def _nearer(centers, x, least=jnp.inf):
   """Squared distances `[B, R]` to the nearest, with centers `[R, M, D]` too."""
-  flat = centers.reshape(-1, centers.shape[-1])
-  squared = squared_distances(x, flat).reshape(*centers.shape[:2], -1)
-  return jnp.minimum(least, squared.min(axis=1).T)
+  shape = centers.shape
+
+  def least_of_each_run(part, rest):
+    part = part.reshape(*shape[:2], -1).min(axis=1)
+    return jnp.maximum(part + rest[None], 0)
+
+  flat = centers.reshape(-1, shape[-1])
+  squared = squared_distances(x, flat, reduce=least_of_each_run)
+  return jnp.minimum(least, squared.T)
 
 
 def _masses(candidates, x, weight):
   """The weight `[M]` of the rows nearest to each candidate."""
-  _, labels = nearest(squared_distances(x, candidates)[None])
-  return dot(one_hot(labels, len(candidates), weight.dtype), weight)
+  _, labels = squared_distances(
+    x, candidates, reduce=lambda part, rest: nearest(part[None], rest)
+  )
+  return sums_by_label(labels, len(candidates), x[:, :0], weight)[1][0]
 
 
 SEEDINGS = {
