@@ -5,6 +5,10 @@ distance to its center is below a lower bound of that to any other; bounds move
 with the centers, by the triangle inequality. Sums are those of the step before,
 corrected by the rows that changed cluster. After a few steps most rows stay.
 
+A few centers that still move far loosen the lower bounds of all rows. Among
+many centers, a row whose bounds hold but for the fastest eighth of them is
+compared with its own center and with those first.
+
 Axes: N points, D features, K clusters, B rows of a block; one run.
 
 References:
