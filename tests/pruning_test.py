@@ -29,7 +29,7 @@ NUM_CLUSTERS, BLOCK_SIZE = 12, 70
 @pytest.fixture(autouse=True)
 def _few_numbers_count_as_many(monkeypatch):
   monkeypatch.setattr(pruning, '_MANY', NUM_CLUSTERS)
-  monkeypatch.setattr(pruning, '_SLOW', 3)  # four centers are fast
+  monkeypatch.setattr(pruning, '_PER_FAST', 3)  # four centers are fast
   for module in (rows_module, inputs):
     monkeypatch.setattr(module, 'SMALL', 0)
 

@@ -41,12 +41,11 @@ _DRIFT = 1e-5
 # difference of sums.
 _CANCELS = 1e-2
 
-
 # Centers from which rows are compared with the fastest of them first.
 _MANY = 64
 
 # Centers for each one that counts as fast.
-_SLOW = 8
+_PER_FAST = 8
 
 
 class Bounds(NamedTuple):
@@ -131,7 +130,7 @@ def _relabel(params, rows, columns):
     return ~(columns[1] < columns[2]) & (rows.weight > 0)
 
   if len(centers) >= _MANY:
-    fast = lax.top_k(drift, len(centers) // _SLOW)[1]
+    fast = lax.top_k(drift, len(centers) // _PER_FAST)[1]
     near = is_open(carry[0]) & (upper < lower_of_slow)
     find = _among_fast(centers, active, fast, lower_of_slow)
     carry = _label(find, carry, rows, near, len(fast))
@@ -156,7 +155,7 @@ def _loosen(drift, labels, upper, lower):
   is_largest = number == jnp.argmax(drift)
   others = jnp.where(is_largest, 0, drift).max()
   others = jnp.where(is_largest, others, drift.max())
-  slow = lax.top_k(drift, len(drift) // _SLOW + 1)[0][-1]
+  slow = lax.top_k(drift, len(drift) // _PER_FAST + 1)[0][-1]
   place = jnp.maximum(labels, 0)
   return (
     (upper + drift[place]) * (1 + 4 * eps),
