@@ -115,32 +115,25 @@ def one_hot(labels: jax.Array, num_clusters: int, dtype: Any) -> jax.Array:
 
 
 def sums_by_label(
-  labels: jax.Array, num_clusters: int, x: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Weighted sums `[R, K, D]` of the rows with each label `[R, B]`, and weights
-  `[R, K]`; a row with a label outside of K is in no sum.
+  labels: jax.Array, num_clusters: int, values: jax.Array
+) -> jax.Array:
+  """Sums `[R, K, ...]` of the values `[B, ...]` of the rows with each label
+  `[R, B]`; a row with a label outside of K is in no sum.
 
   An accelerator multiplies; a CPU adds each row to its sum.
   """
   num_runs, num_rows = labels.shape
   if jax.default_backend() != 'cpu':
-    inside = one_hot(labels, num_clusters, x.dtype) * weight[None]
-    sums, counts = dot(inside, x), inside.sum(axis=1)
-    return (
-      sums.reshape(num_runs, num_clusters, -1),
-      counts.reshape(num_runs, num_clusters),
-    )
+    sums = dot(one_hot(labels, num_clusters, values.dtype), values)
+    return sums.reshape(num_runs, num_clusters, *values.shape[1:])
   # Sums of short runs of rows keep the digits that one long sum would lose.
   run = max(_RUN, 4 * num_clusters)
   part = lax.iota(jnp.int32, num_rows) // run
-  shape = -(-num_rows // run), num_clusters
-
-  def add(values, labels):
-    zeros = jnp.zeros((*shape, *values.shape[1:]), x.dtype)
-    return zeros.at[part, labels].add(values, mode='drop').sum(axis=0)
+  shape = -(-num_rows // run), num_clusters, *values.shape[1:]
 
   def of_run(labels):
     labels = jnp.where(labels < 0, num_clusters, labels)
-    return add(x * weight[:, None], labels), add(weight, labels)
+    sums = jnp.zeros(shape, values.dtype)
+    return sums.at[part, labels].add(values, mode='drop').sum(axis=0)
 
   return jax.vmap(of_run)(labels)

@@ -3,6 +3,7 @@
 Axes: B rows of a block, D features, K clusters, R runs.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -83,8 +84,9 @@ def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _stats(params: Clusters, x: jax.Array, weight: jax.Array) -> Sums:
   least, labels = assign(params, x)
-  sums, counts = sums_by_label(labels, params.centers.shape[1], x, weight)
-  return Sums(sums, counts, dot(least, weight))
+  sum_up = functools.partial(sums_by_label, labels, params.centers.shape[1])
+  weighted = x * weight[:, None]
+  return Sums(sum_up(weighted), sum_up(weight), dot(least, weight))
 
 
 def _update(params: Clusters, stats: Sums, frame: Any, reg: Any) -> Clusters:

@@ -41,10 +41,10 @@ _DRIFT = 1e-5
 # difference of sums.
 _CANCELS = 1e-2
 
-# Centers from which rows are compared with the fastest of them first.
+# Least number of centers of which the fastest come first.
 _MANY = 64
 
-# Centers for each one that counts as fast.
+# Number of centers for each one that counts as fast.
 _PER_FAST = 8
 
 
@@ -122,7 +122,7 @@ def _relabel(params, rows, columns):
   squared upper bounds; and the new labels and bounds.
   """
   centers, active, drift = params
-  upper, lower, lower_of_slow = _loosen(drift, *columns)
+  upper, lower = _loosen(drift, *columns)
   total = jax.tree.map(jnp.zeros_like, (centers, drift, drift))
   carry = (columns[0], upper, lower), total
 
@@ -130,7 +130,9 @@ def _relabel(params, rows, columns):
     return ~(columns[1] < columns[2]) & (rows.weight > 0)
 
   if len(centers) >= _MANY:
-    fast = lax.top_k(drift, len(centers) // _PER_FAST)[1]
+    count = len(centers) // _PER_FAST
+    falling, fast = lax.top_k(drift, count + 1)
+    fast, lower_of_slow = fast[:count], _lessen(columns[2], falling[count])
     near = is_open(carry[0]) & (upper < lower_of_slow)
     find = _among_fast(centers, active, fast, lower_of_slow)
     carry = _label(find, carry, rows, near, len(fast))
@@ -142,26 +144,27 @@ def _relabel(params, rows, columns):
 
 def _sum_labels(centers, x, weight, labels):
   """Sums `[K, D]`, counts `[K]` and inertia `[]` of rows with labels."""
-  sums, counts = sums_by_label(labels[None], len(centers), x, weight)
+  sum_up = functools.partial(sums_by_label, labels[None], len(centers))
   squared = jnp.square(x - centers[labels]).sum(axis=1)
-  return sums[0], counts[0], dot(weight, squared)
+  weighted = x * weight[:, None]
+  return sum_up(weighted)[0], sum_up(weight)[0], dot(weight, squared)
 
 
 def _loosen(drift, labels, upper, lower):
-  """The bounds, now that centers have moved by `drift` `[K]`; and the lower
-  bound of the distance to any center but the own and those that move fast."""
+  """The bounds, now that centers have moved by `drift` `[K]`."""
   eps = jnp.finfo(drift.dtype).eps
   number = lax.iota(jnp.int32, len(drift))
   is_largest = number == jnp.argmax(drift)
   others = jnp.where(is_largest, 0, drift).max()
   others = jnp.where(is_largest, others, drift.max())
-  slow = lax.top_k(drift, len(drift) // _PER_FAST + 1)[0][-1]
   place = jnp.maximum(labels, 0)
-  return (
-    (upper + drift[place]) * (1 + 4 * eps),
-    (lower - others[place]) * (1 - 4 * eps),
-    (lower - slow) * (1 - 4 * eps),
-  )
+  upper = (upper + drift[place]) * (1 + 4 * eps)
+  return upper, _lessen(lower, others[place])
+
+
+def _lessen(lower, moved):
+  """Lower bounds of distances to centers that have moved at most so far."""
+  return (lower - moved) * (1 - 4 * jnp.finfo(lower.dtype).eps)
 
 
 def _among_all(centers, active):
@@ -178,7 +181,10 @@ def _among_all(centers, active):
 
 
 def _among_fast(centers, active, fast, lower_of_slow):
-  """Finds them among the own center and those that move fast, `[M]`."""
+  """Finds them among the own center and those that move fast, `[M]`.
+
+  The lower bounds `[N]` are those of the distances to all others.
+  """
   longest = jnp.square(centers).sum(axis=1).max()
   number = lax.iota(jnp.int32, len(fast))
   position = jnp.full_like(active, -1, jnp.int32).at[fast].set(number)
@@ -245,15 +251,14 @@ def _sum_moves(old, new, x, weight, num_clusters):
   """
   moves = (old != new) & (weight > 0)
   lengths = jnp.sqrt(jnp.square(x).sum(axis=1))
+  values = x * weight[:, None], weight, weight * lengths
 
   def of(labels):
     labels = jnp.where(moves, labels, -1)[None]
-    sums, counts = sums_by_label(labels, num_clusters, x, weight)
-    _, way = sums_by_label(labels, num_clusters, x, weight * lengths)
-    return sums[0], counts[0], way[0]
+    return [sums_by_label(labels, num_clusters, v)[0] for v in values]
 
-  (sums, counts, way), left = of(new), of(old)
-  return sums - left[0], counts - left[1], way + left[2]
+  joined, left = of(new), of(old)
+  return joined[0] - left[0], joined[1] - left[1], joined[2] + left[2]
 
 
 def _visit(

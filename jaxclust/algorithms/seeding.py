@@ -228,7 +228,7 @@ def _masses(candidates, x, weight):
   _, labels = squared_distances(
     x, candidates, reduce=lambda part, rest: nearest(part[None], rest)
   )
-  return sums_by_label(labels, len(candidates), x[:, :0], weight)[1][0]
+  return sums_by_label(labels, len(candidates), weight)[0]
 
 
 SEEDINGS = {
