@@ -66,7 +66,9 @@ def test_rows_at_centers_do_not_make_way_for_differences():
   np.testing.assert_allclose(found, other, atol=1e-3)
 
 
-def test_sums_by_label_are_those_of_a_loop():
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_sums_by_label_are_those_of_a_loop(monkeypatch, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   rng = np.random.default_rng(0)
   labels, x = rng.integers(-1, 5, (2, 3000)), rng.normal(size=(3000, 3))
   weight = rng.uniform(size=3000)
