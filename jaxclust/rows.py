@@ -179,8 +179,7 @@ def _top_block(fn, params, frame, best, fresh, x, weight, *columns):
   scores = jnp.where(fresh[None], fn(params, weight, *columns), -jnp.inf)
   count = best[0].shape[1]
   if count == 1:
-    place = jnp.argmax(scores, axis=1)[:, None]
-    scores = scores.max(axis=1, keepdims=True)
+    scores, place = _largest(scores)
   else:
     scores, place = lax.top_k(scores, min(count, scores.shape[1]))
   found = _read(frame, x[place.reshape(-1)], jnp.ones(place.size))
@@ -195,6 +194,18 @@ def _top_block(fn, params, frame, best, fresh, x, weight, *columns):
   )
   scores, place = lax.top_k(scores, count)
   return (scores, jnp.take_along_axis(x, place[..., None], axis=1)), ()
+
+
+def _largest(scores):
+  """The largest of each row of `[S, B]`, and its first place, `[S, 1]`.
+
+  A plain maximum and a plain minimum vectorise where XLA's argmax does not.
+  """
+  best = scores.max(axis=1, keepdims=True)
+  number = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+  last = scores.shape[1] - 1
+  place = jnp.where(scores == best, number, last).min(axis=1, keepdims=True)
+  return best, place
 
 
 def _shapes_of_block(fn, params, rows, columns, with_weight):
