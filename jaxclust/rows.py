@@ -113,6 +113,23 @@ def reduce_rows(
   return on_each_device(reduce_here, params, rows, *columns)[0]
 
 
+def scan_rows(
+  fn: Callable, params: Any, rows: Rows, *columns: Any, width: int = 0
+) -> tuple[Any, Any]:
+  """Sums and outputs of `fn(params, x [B, D], weight [B], *columns)`.
+
+  The function returns sums as for `reduce_rows`, and outputs as for `map_rows`;
+  so does this.
+  """
+
+  def scan_here(params, here, *columns):
+    shapes, _ = _shapes_of_block(fn, params, here, columns, with_weight=True)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return scan_blocks(_scan_block, fn, params, zeros, here, columns, width)
+
+  return on_each_device(scan_here, params, rows, *columns)
+
+
 def map_rows(
   fn: Callable, params: Any, rows: Rows, *columns: Any, width: int = 0
 ) -> Any:
@@ -164,10 +181,15 @@ def _read(frame, x, weight):
   return jnp.where(weight[:, None] > 0, x, 0)
 
 
-def _sum_block(fn, params, frame, total, fresh, x, weight, *columns):
-  weight = jnp.where(fresh, weight, 0)
-  part = fn(params, _read(frame, x, weight), weight, *columns)
-  return jax.tree.map(jnp.add, total, part), ()
+def _sum_block(fn, *args):
+  return _scan_block(lambda *seen: (fn(*seen), ()), *args)
+
+
+def _scan_block(fn, params, frame, total, fresh, x, weight, *columns):
+  part, outputs = fn(
+    params, _read(frame, x, weight), jnp.where(fresh, weight, 0), *columns
+  )
+  return jax.tree.map(jnp.add, total, part), outputs
 
 
 def _map_block(fn, params, frame, carry, fresh, x, weight, *columns):

@@ -21,6 +21,7 @@ from jaxclust.rows import (
   cumulate,
   map_rows,
   reduce_rows,
+  scan_rows,
   take_rows,
   top_rows,
 )
@@ -81,22 +82,29 @@ def columns_of(rows):
   return column if rows.is_streamed else jnp.asarray(column)
 
 
+def both(factor, x, weight, column):
+  return sums(factor, x, weight, column), doubled(factor, x, column)
+
+
 @compiled
 def all_passes(rows, column):
   return (
     reduce_rows(sums, FACTOR, rows, column),
     map_rows(doubled, FACTOR, rows, column),
+    scan_rows(both, FACTOR, rows, column),
     top_rows(scores, FACTOR, rows, column, count=5),
   )
 
 
 def check_passes(rows, column):
-  total, mapped, (best, best_rows) = all_passes(rows, column)
-  np.testing.assert_allclose(total['sum'], 3 * WEIGHT @ INSIDE, rtol=1e-5)
-  np.testing.assert_allclose(total['count'], WEIGHT @ COLUMN)
-  tripled, plus = rows.trim(mapped)
-  np.testing.assert_allclose(tripled, 3 * INSIDE, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(plus, COLUMN + INSIDE[:, 0], rtol=1e-5)
+  total, mapped, scanned, (best, best_rows) = all_passes(rows, column)
+  for found in (total, scanned[0]):
+    np.testing.assert_allclose(found['sum'], 3 * WEIGHT @ INSIDE, rtol=1e-5)
+    np.testing.assert_allclose(found['count'], WEIGHT @ COLUMN)
+  for found in (mapped, scanned[1]):
+    tripled, plus = rows.trim(found)
+    np.testing.assert_allclose(tripled, 3 * INSIDE, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(plus, COLUMN + INSIDE[:, 0], rtol=1e-5)
   there = np.flatnonzero(WEIGHT)
   place = np.stack([there[:5], there[::-1][:5]])
   np.testing.assert_array_equal(np.abs(best), 3 * place)

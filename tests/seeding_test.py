@@ -1,5 +1,7 @@
 """Draws of rows, seeds of clusters, and the distances that these need."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import sklearn.cluster
 from point_sets import blobs, sharded
 
 from jaxclust import kmeans
+from jaxclust.algorithms import seeding
 from jaxclust.algorithms.distances import (
   nearest,
   one_hot,
@@ -165,6 +168,16 @@ def test_seeds_fall_into_different_blobs():
     seeds = np.square(x[:, None] - np.asarray(run)[None]).sum(-1).argmin(0)
     np.testing.assert_allclose(x[seeds], run, atol=1e-4)
     assert len(set(truth[seeds])) == 6
+
+
+def test_trials_whose_distances_are_kept_draw_the_same(monkeypatch):
+  rows = describe(place(blobs(num_clusters=6)[0], None))
+  seeds, draws = jnp.arange(3, dtype=jnp.uint32), []
+  for share in (0, np.inf):
+    monkeypatch.setattr(seeding, '_KEPT_SHARE', share)
+    draw = jax.jit(functools.partial(seeding._plus_plus, size=6))
+    draws.append(draw(seeds, rows, 6))
+  np.testing.assert_array_equal(*draws)
 
 
 def test_random_seeds_are_different_rows():

@@ -41,11 +41,15 @@ from jaxclust.rows import (
   cumulate,
   map_rows,
   reduce_rows,
+  scan_rows,
   top_rows,
 )
 
 # Rounds of k-means||, and rows drawn in each for a cluster.
 _ROUNDS, _OVERSAMPLING = 2, 2
+
+# Maximum distances to trials that are kept, as a share of the numbers of x.
+_KEPT_SHARE = 1 / 8
 
 # Rows that stand for a stream when its seeds are drawn.
 _SAMPLE = 2**17
@@ -73,19 +77,23 @@ def _plus_plus(
   num_runs, num_features = len(seeds), rows.shape[1]
   num_trials = 2 + int(math.log(bucket(size, LEAST_GROUPS)))
   numbers = number_rows(rows)
+  width = num_runs * num_trials
+  keeps_all = width <= _KEPT_SHARE * num_features
 
   def choose(k, state):
     centers, least = state
     draws = (k * num_trials + jnp.arange(num_trials)).astype(jnp.uint32)
     noise = mix(seeds[:, None] ^ mix(draws)[None])
     trials = _draw(noise, rows, numbers, least)
-    potential = reduce_rows(
-      _potentials, trials, rows, least, width=num_runs * num_trials
-    )
+    try_all = functools.partial(_try, keeps_all)
+    potential, found = scan_rows(try_all, trials, rows, least, width=width)
     best = jnp.argmin(potential, axis=1)[:, None, None]
     center = jnp.take_along_axis(trials, best, axis=1)
     centers = lax.dynamic_update_slice_in_dim(centers, center, k, 1)
-    least = map_rows(_nearer, center, rows, least, width=num_runs)
+    if keeps_all:
+      least = jnp.take_along_axis(found, jnp.swapaxes(best, 0, 1), 2)[..., 0]
+    else:
+      least = map_rows(_nearer, center, rows, least, width=num_runs)
     return centers, least
 
   first = _draw(mix(seeds[:, None]), rows, numbers)
@@ -203,11 +211,13 @@ def mix(bits: jax.Array) -> jax.Array:
   return bits ^ (bits >> jnp.uint32(16))
 
 
-def _potentials(trials, x, weight, least):
-  """Inertias `[R, T]`, were each of the trials `[R, T, D]` chosen."""
+def _try(keeps_all, trials, x, weight, least):
+  """Inertias `[R, T]`, were each of the trials `[R, T, D]` chosen, and squared
+  distances `[B, R, T]` to the nearest then, unless they are dropped."""
   flat = trials.reshape(-1, trials.shape[-1])
   squared = squared_distances(x, flat).reshape(*trials.shape[:2], -1)
-  return dot(jnp.minimum(squared, least.T[:, None]), weight)
+  found = jnp.minimum(squared, least.T[:, None])
+  return dot(found, weight), jnp.moveaxis(found, 2, 0) if keeps_all else ()
 
 
 def _nearer(centers, x, least=jnp.inf):
