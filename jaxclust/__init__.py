@@ -6,6 +6,7 @@ import importlib
 _PLACES = {
   'gmm': 'jaxclust.algorithms.gmm',
   'kmeans': 'jaxclust.algorithms.kmeans',
+  'keep_programs': 'jaxclust.runtime:keep_programs',
   'load': 'jaxclust.storage:load',
 }
 

@@ -3,8 +3,9 @@
 An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
-pipeline there are predictions; sweeps and benchmarks, which begin again; and
-leaderboards and committees, which make several runs.
+pipeline there are predictions; sweeps, which begin again; benchmarks, which go
+on with their next row; and leaderboards and committees, which make several
+runs.
 
 Axes: N images, D features, K clusters.
 """
@@ -202,34 +203,49 @@ def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:
 
 
 def _benchmark(config, dataset, contests, path, seconds):
-  """Measures this code against its peers; writes benchmark.json."""
+  """Measures this code against its peers, beginning with the first row that no
+  earlier process has measured; writes benchmark.json."""
   key, images = jax.random.key(config.seed), jnp.asarray(dataset.images)
-  workdir.rewind_log(path, 'row', 0, phase='benchmark')
-  rows = []
+  limits = _limits(path, config.benchmark.limit_size)
+  options = config.benchmark.rounds, config.benchmark.patience, limits
+  rows = workdir.read_log(path, phase='benchmark')
   with (
     timed(seconds, 'benchmark', quietly=True),
     console.progress('benchmark', len(contests)) as show,
   ):
-    limits = benchmark.measure_limits(config.benchmark.limit_size)
-    try:
-      for contest in contests:
-        row = contest(key, images)
-        record = benchmark.measure(row, config.benchmark.rounds, limits)
-        rows.append(record)
-        workdir.log(path, phase='benchmark', row=len(rows), **record)
-        show(len(rows), record['name'])
-    except benchmark.MismatchError as error:
-      raise RunError(str(error)) from error
-  results = {'limits': limits, 'rows': rows, 'peers': benchmark.versions()}
+    for contest in contests[len(rows) :]:
+      try:
+        record = benchmark.measure(contest(key, images), *options)
+      except benchmark.MismatchError as error:
+        raise RunError(str(error)) from error
+      place = {'phase': 'benchmark', 'row': len(rows) + 1}
+      rows.append({**place, **record, 'peers': benchmark.versions()})
+      workdir.log(path, **rows[-1])
+      show(len(rows), record['name'])
   machine = {'device': runtime.device(), 'versions': runtime.versions()}
-  workdir.write_json(path, 'benchmark.json', results | machine)
+  peers = {k: v for row in rows for k, v in row['peers'].items()}
+  found = {'limits': limits, 'rows': rows, 'peers': peers}
+  workdir.write_json(path, 'benchmark.json', found | machine)
   chart = figures.benchmark(path / 'figures' / 'benchmark.png', rows)
+  charts = [(chart, 'ratios of seconds')]
+  if any(row['size'] for row in rows):
+    chart = figures.scaling(path / 'figures' / 'scaling.png', rows)
+    charts.append((chart, 'seconds over the number of points'))
   section = page.Section(
     'Speeds',
     'Times of the others for the same work, in multiples of ours.',
-    charts=[(chart, 'ratios of seconds')],
+    charts=charts,
   )
-  return results, [section]
+  return found, [section]
+
+
+def _limits(path, size):
+  """The limits of the machine, as the run's first process measured them."""
+  found = workdir.read_log(path, phase='limits')
+  if not found:
+    workdir.log(path, phase='limits', **benchmark.measure_limits(size))
+    found = workdir.read_log(path, phase='limits')
+  return found[-1]
 
 
 class Experiment(NamedTuple):

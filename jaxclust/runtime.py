@@ -9,6 +9,9 @@ import pathlib
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxclust.errors import InputError, one_line
 
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
 # large buffers, never give back, take 256 MiB at a time.
@@ -50,24 +53,53 @@ def _keep_freed_memory():
 
 def _keep_programs():
   """Lets later runs load what this one compiles, unless the user has told JAX
-  where to keep programs."""
-  if jax.config.jax_compilation_cache_dir:
-    return
+  where to keep programs, or nothing can be kept."""
+  if not jax.config.jax_compilation_cache_dir:
+    with contextlib.suppress(InputError):
+      keep_programs()
+
+
+def keep_programs(folder: str | os.PathLike | None = None) -> pathlib.Path:
+  """Keeps what XLA compiles from now on, for later processes to load.
+
+  They too call this first. Where programs of this package exceed 2 GiB, those
+  that were used least recently are removed.
+
+  Args:
+    folder: where to keep them; `jaxclust` in `$XDG_CACHE_HOME`, or in
+      `~/.cache`, if None. It is made if it does not exist.
+
+  Returns:
+    The folder.
+
+  Raises:
+    InputError: if the folder cannot be written.
+  """
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  path = pathlib.Path(home, 'jaxclust').expanduser()
-  with contextlib.suppress(OSError, RuntimeError):
+  path = pathlib.Path(folder or pathlib.Path(home, 'jaxclust'))
+  try:
+    path = path.expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
-    if os.access(path, os.W_OK):
-      remove_oldest(path, _CACHE_BYTES)
-      jax.config.update('jax_compilation_cache_dir', str(path))
-      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    remove_oldest(path, _CACHE_BYTES)
+  except (OSError, RuntimeError) as error:  # there may be no home
+    raise _no_cache(path, one_line(error)) from error
+  if not os.access(path, os.W_OK):
+    raise _no_cache(path, 'it is read-only')
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  compilation_cache.reset_cache()  # JAX may have looked for one already
+  return path
+
+
+def _no_cache(path, why):
+  return InputError(f'no programs can be kept in {path} ({why}): name another')
 
 
 def remove_oldest(folder: pathlib.Path, bound: int) -> None:
-  """Removes the files of a folder that were used least recently, until the rest
-  has at most `bound` bytes."""
+  """Removes those programs of a folder that were used least recently, until the
+  rest has at most `bound` bytes."""
   used = []
-  for file in folder.iterdir():
+  for file in folder.glob('*-cache'):  # as JAX names them
     with contextlib.suppress(FileNotFoundError):  # another process removes too
       found = file.stat()
       used.append((max(found.st_atime, found.st_mtime), found.st_size, file))

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from jaxclust import benchmark
+from jaxclust import benchmark, kmeans
 from jaxclust.algorithms.covariances import FAMILIES
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.benchmark import MismatchError, peers
 from jaxclust.benchmark import contest as contests
 from jaxclust.benchmark.contest import OURS, Contest, Task, measure
+from jaxclust.benchmark.scaling import make_points
 from jaxclust.errors import InputError
 
 OPTIONS = {
   'groups': ('kmeans', 'mixtures', 'autoencoder'),
   'rounds': 2,
+  'patience': 60.0,
   'limit_size': 32,
   'kmeans': {
     'num_clusters': 4,
@@ -39,8 +41,17 @@ OPTIONS = {
     'dtype': 'float32',
     'num_seeds': 2,
   },
+  'scaling': {
+    'points': ((300, 3), (400, 5)),
+    'num_clusters': (2, 7),
+    'num_steps': 4,
+    'batches': ((500, 3, 2),),
+    'batch_size': 50,
+    'seedings': (('k-means++', 200, 3, 4), ('k-means||', 200, 3, 9)),
+  },
   'latency': {'works': ('kmeans',)},
 }
+KEY = jax.random.key(0)
 MODULES = {'scikit-learn': 'sklearn', 'torch': 'torch', 'Keras': 'keras'}
 
 
@@ -59,7 +70,7 @@ def measured(monkeypatch, options):
   x, limits = images(), benchmark.measure_limits(32)
   assert min(limits.values()) > 0
   return [
-    measure(row(jax.random.key(0), x), 2, limits)
+    measure(row(jax.random.key(0), x), 2, 60.0, limits)
     for row in benchmark.plan(x.shape, **OPTIONS | options)
   ]
 
@@ -85,6 +96,25 @@ def test_every_installed_peer_does_the_same(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('light_compiler')
+def test_points_of_any_size_are_clustered_by_all(monkeypatch):
+  rows = measured(monkeypatch, {'groups': ('scaling',)})
+  sizes = [(300, 3, 2), (300, 3, 7), (400, 5, 2), (400, 5, 7)]
+  assert [tuple(row['size'].values()) for row in rows[:4]] == sizes
+  assert [row['name'] for row in rows[4:]] == [
+    'k-means, 500 x 3, k = 2, batches of 50',
+    'k-means++, 200 x 3, k = 4, one start',
+    'k-means||, 200 x 3, k = 9, one start',
+  ]
+  assert all('scikit-learn' in row['ratio'] for row in rows)
+  x, starts = make_points(0, 5000, 3, 2)
+  assert x.shape == (5000, 3)
+  assert all((x == start).all(axis=1).sum() == 1 for start in starts)
+  inertia = kmeans.fit(KEY, x, num_clusters=2).inertia
+  assert float(inertia) == pytest.approx(5000 * 3, rel=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 def test_each_layer_is_a_row_of_its_own(monkeypatch):
   network = OPTIONS['autoencoder'] | {'features': (4,)}
   options = {'groups': ('layers',), 'autoencoder': network}
@@ -103,8 +133,9 @@ def test_each_layer_is_a_row_of_its_own(monkeypatch):
 def test_a_first_call_does_the_same_in_a_new_process():
   options = OPTIONS | {'groups': ('latency',)}
   (row,) = benchmark.plan((300, 7, 5, 2), **options)
-  found = measure(row(None, None), 1, LIMITS)
-  assert list(found['ratio']) == ['scikit-learn']
+  found = measure(row(None, None), 1, 0, LIMITS)
+  assert list(found['ratio']) == ['scikit-learn', 'jaxclust, kept programs']
+  assert found['ratio']['jaxclust, kept programs']['median'] < 0.8
   assert all(0 < s < 60 for own in found['seconds'].values() for s in own)
   assert found['objective']['scikit-learn'] == pytest.approx(78.85, abs=0.01)
 
@@ -151,17 +182,20 @@ def test_seconds_are_those_of_the_parts_of_a_task(monkeypatch):
   monkeypatch.setattr(contests.time, 'sleep', lambda seconds: None)
   row = contest(Task(peer, 4))
   row = row._replace(tasks=row.tasks | {OURS: Task(ours, 2)})
-  found = measure(row, 3, LIMITS)
+  found = measure(row, 3, 1e3, LIMITS)
   assert found['seconds'] == {OURS: [1.0] * 3, 'peer': [3.0] * 3}
   assert found['ratio']['peer'] == {'median': 3, 'least': 3, 'largest': 3}
   assert found['limit'] == 4  # bytes of a number, at one a second
   assert found['share_of_limit'] == 4
+  # Rounds take 14 s; none begins after 20.
+  found = measure(row, 5, 20, LIMITS)
+  assert found['seconds'] == {OURS: [1.0] * 2, 'peer': [3.0] * 2}
 
 
 @pytest.mark.parametrize('other', [2.1, np.nan])
 def test_another_objective_ends_the_measurement(other):
   with pytest.raises(MismatchError, match='a row: peer ended at'):
-    measure(contest(Task(lambda: lambda: other)), 1, LIMITS)
+    measure(contest(Task(lambda: lambda: other)), 1, 0, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +208,15 @@ def test_another_objective_ends_the_measurement(other):
     ('mixtures', {'covariances': ('full', 'tied', 'diag', 'a')}, 'covariances'),
     ('mixtures', {'dims': (4, 4, 4, 9)}, r'dims\[3\] is 9, but .* 6 numbers'),
     ('mixtures', {'dims': (4, 4, 4, 0)}, r'dims\[3\] is 0'),
+    ('', {'patience': -1}, 'patience is -1'),
+    ('scaling', {'points': ((5, 2),)}, 'num_clusters is 7, but x has only 5'),
+    ('scaling', {'points': ((9, 0),)}, 'each size of points is 0'),
+    ('scaling', {'batch_size': 501}, 'batch_size is 501, but x has only 500'),
+    (
+      'scaling',
+      {'seedings': (('a', 9, 2, 2),)},
+      "each init of seedings is 'a'",
+    ),
     ('autoencoder', {'features': (0,)}, 'each of features is 0'),
     ('autoencoder', {'batch_size': 0}, 'batch_size is 0'),
     ('autoencoder', {'num_seeds': 0}, 'num_seeds is 0'),

@@ -37,7 +37,7 @@ ORDER = [
   ('estimators', 'base kmeans mixture autoencoder'),
   ('', 'findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
-  ('benchmark', 'first_call latency'),
+  ('benchmark', 'scaling first_call latency'),
   ('', 'predictions records several experiments cli __main__'),
 ]
 

@@ -6,10 +6,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from small_runs import ROOT, SMALL
 
-from jaxclust import runtime
+from jaxclust import keep_programs, runtime
+from jaxclust.errors import InputError
 
 ALLOCATE = """
 import ctypes
@@ -72,21 +76,41 @@ def no_cache(monkeypatch):
   yield
   for name, value in before.items():
     jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.mark.usefixtures('no_cache')
 def test_the_cache_of_programs_is_bounded(tmp_path, monkeypatch):
-  """Files that were used least recently go first."""
+  """Programs that were used least recently go first, other files stay."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(runtime, '_CACHE_BYTES', 250)
   cache = tmp_path / 'jaxclust'
   cache.mkdir()
-  for name, used in (('a', 3), ('b', 1), ('c', 4), ('d', 2)):
+  names = ('a-cache', 3), ('b-cache', 1), ('c-cache', 4), ('d-cache', 2)
+  for name, used in (*names, ('thesis.tex', 0)):
     (cache / name).write_bytes(bytes(100))
     os.utime(cache / name, (used, used))
   runtime._keep_programs()
-  assert sorted(file.name for file in cache.iterdir()) == ['a', 'c']
+  left = sorted(file.name for file in cache.iterdir())
+  assert left == ['a-cache', 'c-cache', 'thesis.tex']
   assert jax.config.jax_compilation_cache_dir == str(cache)
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_programs_are_kept_from_one_call_on(tmp_path):
+  jax.jit(lambda x: x - 1)(jnp.ones(3))  # JAX has looked for a cache
+  assert keep_programs(tmp_path / 'new') == tmp_path / 'new'
+  assert not list(tmp_path.glob('new/*'))
+  jax.jit(lambda x: x + 1)(np.ones(3))
+  assert len(list(tmp_path.glob('new/*-cache'))) == 1
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_a_folder_for_programs_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(InputError, match=r'kept in .*file .*: name another'):
+    keep_programs(tmp_path / 'file')
+  assert jax.config.jax_compilation_cache_dir is None
 
 
 @pytest.mark.usefixtures('no_cache')

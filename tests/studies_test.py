@@ -7,6 +7,8 @@ from small_runs import SMALL, read, run
 
 import jaxclust
 from jaxclust import benchmark, cli, data, several, workdir
+from jaxclust.benchmark import contest as contests
+from jaxclust.benchmark.contest import OURS, Contest, Task
 
 pytestmark = pytest.mark.usefixtures('light_compiler')
 
@@ -64,6 +66,38 @@ def test_a_benchmark_of_different_results_ends(tmp_path, capfd, monkeypatch):
   assert run('benchmark', tmp_path, *SMALL['benchmark']) == 3
   error = capfd.readouterr().err
   assert error == 'error: the row: the peer ended elsewhere\n'
+
+
+def test_a_benchmark_goes_on_with_its_next_row(tmp_path, monkeypatch):
+  measured, limits = [], iter([1e9, 1.0])
+
+  def measure(contest, *options):
+    measured.append((contest, options[-1]['operations_per_second']))
+    if len(measured) == 2:
+      raise benchmark.MismatchError('the second row')
+    task = {OURS: Task(lambda: lambda: 1.0), 'peer': Task(lambda: lambda: 1.0)}
+    size = {'points': len(measured), 'features': 2, 'clusters': 3}
+    row = Contest(contest, task, 0.0, 1.0, 1.0, size)
+    return contests.measure(row, *options)
+
+  rows = [lambda key, images, name=name: name for name in ('a', 'b', 'c')]
+  monkeypatch.setattr(benchmark, 'plan', lambda *args, **options: rows)
+  monkeypatch.setattr(benchmark, 'measure', measure)
+  monkeypatch.setattr(
+    benchmark,
+    'measure_limits',
+    lambda size: dict.fromkeys(
+      ('operations_per_second', 'bytes_per_second'), next(limits)
+    ),
+  )
+  assert run('benchmark', tmp_path) == 3
+  assert run('benchmark', tmp_path) == 0
+  assert measured == [(name, 1e9) for name in ('a', 'b', 'b', 'c')]
+  found = read(tmp_path, 'benchmark.json')['rows']
+  assert [(row['row'], row['name']) for row in found] == [
+    (1, 'a'), (2, 'b'), (3, 'c')
+  ]  # fmt: skip
+  assert (tmp_path / 'figures' / 'scaling.png').stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from jaxclust.benchmark.contest import MismatchError, measure, measure_limits
 from jaxclust.benchmark.latency import plan_latency
 from jaxclust.benchmark.network import plan_layers, plan_training
 from jaxclust.benchmark.peers import versions
+from jaxclust.benchmark.scaling import plan_scaling
 from jaxclust.errors import InputError
 
 __all__ = [
@@ -33,6 +34,7 @@ GROUPS = {
   'mixtures': (plan_mixtures, 'mixtures'),
   'autoencoder': (plan_training, 'autoencoder'),
   'layers': (plan_layers, 'autoencoder'),
+  'scaling': (plan_scaling, 'scaling'),
   'latency': (plan_latency, 'latency'),
 }
 
@@ -42,6 +44,7 @@ def plan(
   *,
   groups: Sequence[str],
   rounds: int,
+  patience: float,
   limit_size: int,
   **options: dict,
 ) -> list[Callable]:
@@ -51,9 +54,10 @@ def plan(
     image_shape: `[N, H, W, C]` of images that are uint8, or floats in [0, 1].
     groups: of `GROUPS`, which rows to measure.
     rounds: turns of each contestant.
+    patience: seconds of a row after which no further round begins.
     limit_size: rows of the matrices whose product is timed.
-    **options: 'kmeans', 'mixtures', 'autoencoder' and 'latency', the options of
-      the functions in `GROUPS`.
+    **options: 'kmeans', 'mixtures', 'autoencoder', 'scaling' and 'latency', the
+      options of the functions in `GROUPS`.
 
   Raises:
     InputError: if the options do not fit the images.
@@ -63,6 +67,7 @@ def plan(
       f'groups are {tuple(groups)}: name some of {", ".join(GROUPS)}'
     )
   checks.check_count('rounds', rounds)
+  checks.check_number('patience', patience)
   checks.check_count('limit_size', limit_size)
   rows = {
     group: make(image_shape, **options[name])

@@ -37,7 +37,7 @@ def plan_kmeans(
   _check_at_most('many_clusters', many_clusters, image_shape[0], 'images')
   checks.check_count('num_restarts', num_restarts)
   checks.check_count('many_steps', many_steps)
-  starts = f'{num_restarts} starts'
+  starts = _starts(num_restarts)
   fit = {'max_steps': 300, 'tol': 1e-4}
   many = {'max_steps': many_steps, 'tol': 0.0}
   return [
@@ -55,24 +55,41 @@ def _check_at_most(name, value, most, things):
     )
 
 
-def _seed(key, x, num_clusters, num_restarts):
-  """Centers `[R, K, D]` of k-means++."""
+def _starts(count):
+  return 'one start' if count == 1 else f'{count} starts'
+
+
+def name(work: str, x: jax.Array, num_clusters: int) -> str:
+  """A name of work on points `[N, D]`."""
+  return f'{work}, {len(x):,} x {x.shape[1]}, k = {num_clusters}'
+
+
+def seed(
+  key: jax.Array, x: jax.Array, init: str, num_clusters: int, num_restarts: int
+) -> np.ndarray:
+  """Centers `[R, K, D]` to start from."""
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
-  state = kmeans.start(key, x, **options)
+  state = kmeans.start(key, x, init=init, **options)
   return np.asarray(kmeans.centers_of_runs(state))
 
 
 def _seeding(num_clusters, num_restarts, key, images):
   x = as_points(images)
+  return seeding(key, x, 'k-means++', num_clusters, num_restarts)
 
-  def seed():
-    return mean_inertia(_seed(key, x, num_clusters, num_restarts), x)
+
+def seeding(
+  key: jax.Array, x: jax.Array, init: str, num_clusters: int, num_restarts: int
+) -> Contest:
+  """Seeds of R runs, beside k-means++ of the peers."""
+
+  def run():
+    return mean_inertia(seed(key, x, init, num_clusters, num_restarts), x)
 
   passes = num_restarts * num_clusters * (3 + int(math.log(num_clusters)))
   return Contest(
-    f'seeding, {len(x):,} x {x.shape[1]}, k = {num_clusters}, {num_restarts} '
-    'starts',
-    {OURS: Task(seed), **peers.tasks('seeding', x, num_clusters, num_restarts)},
+    f'{name(init, x, num_clusters)}, {_starts(num_restarts)}',
+    {OURS: Task(run), **peers.tasks('seeding', x, num_clusters, num_restarts)},
     tolerance=0.2,  # draws differ
     operations=2 * x.size * passes,
     numbers=2 * x.size * num_clusters,
@@ -80,9 +97,22 @@ def _seeding(num_clusters, num_restarts, key, images):
 
 
 def _lloyd(num_clusters, num_restarts, length, limits, key, images):
-  """Fits of k-means from the same starts."""
+  """Fits to pixels, from k-means++."""
   x = as_points(images)
-  starts = _seed(key, x, num_clusters, num_restarts)
+  starts = seed(key, x, 'k-means++', num_clusters, num_restarts)
+  return lloyd('kmeans', key, x, starts, length, **limits)
+
+
+def lloyd(
+  kind: str,
+  key: jax.Array,
+  x: jax.Array,
+  starts: np.ndarray,
+  length: str,
+  **limits: float,
+) -> Contest:
+  """Fits of k-means from the same starts `[R, K, D]`, in peers of a kind."""
+  num_clusters = starts.shape[1]
   options = {'num_clusters': num_clusters, 'init': starts}
   state, _ = kmeans.run(kmeans.start(key, x, **options), x, **limits)
   num_steps = np.asarray(state.num_steps)
@@ -93,8 +123,8 @@ def _lloyd(num_clusters, num_restarts, length, limits, key, images):
 
   passes = int(num_steps.sum())
   return Contest(
-    f'k-means, {len(x):,} x {x.shape[1]}, k = {num_clusters}, {length}',
-    {OURS: Task(fit), **peers.tasks('kmeans', x, starts, num_steps, **limits)},
+    f'{name("k-means", x, num_clusters)}, {length}',
+    {OURS: Task(fit), **peers.tasks(kind, x, starts, num_steps, **limits)},
     tolerance=1e-3,
     operations=2 * x.size * num_clusters * passes,
     numbers=x.size * passes,

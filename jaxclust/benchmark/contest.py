@@ -41,6 +41,7 @@ class Contest(NamedTuple):
   tolerance: float  # relative, of the objectives
   operations: float  # of the plain algorithm, for a part of a task
   numbers: float  # that it reads
+  size: dict[str, int] | None = None  # 'points', 'features' and 'clusters'
 
 
 def mean_inertia(centers: Any, x: Any) -> Callable:
@@ -70,11 +71,19 @@ def measure_limits(size: int) -> dict[str, float]:
   }
 
 
-def measure(contest: Contest, rounds: int, limits: dict[str, float]) -> dict:
+def measure(
+  contest: Contest, rounds: int, patience: float, limits: dict[str, float]
+) -> dict:
   """Lets the contestants take turns, after a warm-up of each.
 
+  Args:
+    contest: whose tasks are timed.
+    rounds: most turns of each contestant, of which there is at least one.
+    patience: seconds after which no further round begins.
+    limits: of `measure_limits`.
+
   Returns:
-    name, seconds of every turn by contestant, medians, ratios of a peer's
+    name, size, seconds of every turn by contestant, medians, ratios of a peer's
     seconds to ours (median, least and largest of the rounds), objectives, the
     limit in seconds, and its share of our time.
 
@@ -86,7 +95,10 @@ def measure(contest: Contest, rounds: int, limits: dict[str, float]) -> dict:
     # Fits warn when their steps have run out, as a contest asks for.
     warnings.simplefilter('ignore')
     objectives = _warm_up(contest)
-    for _ in range(rounds):
+    begun = time.perf_counter()
+    for number in range(rounds):
+      if number and time.perf_counter() - begun > patience:
+        break
       for name, task in contest.tasks.items():
         time.sleep(_PAUSE)
         elapsed = _seconds(task.run)
@@ -99,6 +111,7 @@ def measure(contest: Contest, rounds: int, limits: dict[str, float]) -> dict:
   )
   return {
     'name': contest.name,
+    'size': contest.size,
     'seconds': seconds,
     'median': median,
     'ratio': {n: _ratio(seconds, n) for n in seconds if n != OURS},

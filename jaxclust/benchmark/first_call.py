@@ -1,10 +1,10 @@
 """A script that tells how long the first call of a library takes.
 
-  python first_call.py WORK LIBRARY
+  python first_call.py WORK LIBRARY [FOLDER]
 
 It prints the seconds of the work, the import apart, and its objective. It runs
 in a process of its own, on data that scikit-learn ships, and imports no other
-library.
+library. Compiled programs are kept in the folder, if there is one.
 """
 
 import sys
@@ -65,12 +65,16 @@ WORK = {
 LIBRARIES = {'jaxclust': _import_jaxclust, 'scikit-learn': _import_sklearn}
 
 
-def main(work: str, library: str) -> None:
+def main(work: str, library: str, folder: str | None = None) -> None:
   """Does the work and prints seconds and objective."""
   begin = time.perf_counter()
   estimators = LIBRARIES[library]()
   seconds, objective = time.perf_counter() - begin, 0.0
   _, do, _ = WORK[work]
+  if folder:
+    from jaxclust.runtime import keep_programs
+
+    keep_programs(folder)
   if do:
     from sklearn.datasets import load_iris
 

@@ -1,15 +1,21 @@
-"""Contests of first calls, each in a new process, without a cache."""
+"""Contests of first calls, each in a new process.
+
+Programs are compiled anew, and where they are kept, loaded.
+"""
 
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 
 from jaxclust import checks
 from jaxclust.benchmark import first_call
-from jaxclust.benchmark.contest import Contest, Task
+from jaxclust.benchmark.contest import OURS, Contest, Task
 
 # The folder that this package is in, installed or not.
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -33,24 +39,27 @@ def plan_latency(
 def _first_call(work, key, images):
   del key, images
   name, _, tolerance = first_call.WORK[work]
+  tasks = {library: _task(work, library) for library in first_call.LIBRARIES}
+  if work != 'import':
+    tasks[f'{OURS}, kept programs'] = _task(work, OURS, keeps_programs=True)
   return Contest(
-    f'first call, {name}',
-    {library: _task(work, library) for library in first_call.LIBRARIES},
-    tolerance=tolerance,
-    operations=0,
-    numbers=0,
+    f'first call, {name}', tasks, tolerance, operations=0, numbers=0
   )
 
 
-def _task(work, library):
-  """A process that times itself, as its own start and import do not count."""
-  told = []
+def _task(work, library, keeps_programs=False):
+  """A process that times itself, as its own start and import do not count.
+
+  Programs are kept from the warm-up on, or never.
+  """
+  told, folder = [], tempfile.mkdtemp(prefix='jaxclust-')
 
   def run():
     command = [sys.executable, '-P', first_call.__file__, work, library]
+    command += [folder] if keeps_programs else []
     paths = str(_ROOT), os.environ.get('PYTHONPATH', '')
     environment = os.environ | {
-      'JAX_ENABLE_COMPILATION_CACHE': '0',
+      'JAX_ENABLE_COMPILATION_CACHE': str(int(keeps_programs)),
       'PYTHONPATH': os.pathsep.join(filter(None, paths)),
     }
     done = subprocess.run(
@@ -59,4 +68,5 @@ def _task(work, library):
     told[:] = map(float, done.stdout.split())
     return lambda: told[1]
 
+  weakref.finalize(run, shutil.rmtree, folder)
   return Task(run, seconds=lambda: told[0])

@@ -5,6 +5,8 @@ it returns a `Task`. Only the libraries of a contest are imported.
 
   seeding   x [N, D], num_clusters, num_restarts
   kmeans    x, starts [R, K, D], num_steps [R], max_steps, tol
+  lloyd     the same, in peers whose memory does not grow with N K
+  minibatch x, starts [K, D], batch_size; as many batches as x fills
   em        x, GMMParams to start from, reg, num_steps
   training  images in their order [N, H, W, C] uint8 or floats in [0, 1],
             (kernel [3, 3, I, O], bias [O]) of each convolution, batch_size,
@@ -74,6 +76,21 @@ def _sklearn_kmeans(x, starts, num_steps, max_steps, tol, algorithm='lloyd'):
   return Task(run)
 
 
+def _sklearn_minibatch(x, starts, batch_size):
+  from sklearn.cluster import MiniBatchKMeans
+
+  options = {'init': starts, 'n_init': 1, 'random_state': 0}
+  no_early_stop = {'tol': 0, 'max_no_improvement': None}
+  options |= {'max_iter': 1, 'reassignment_ratio': 0, **no_early_stop}
+
+  def run():
+    fitted = MiniBatchKMeans(len(starts), batch_size=batch_size, **options)
+    fitted.fit(x)
+    return lambda: float(fitted.inertia_)
+
+  return Task(run)
+
+
 def _sklearn_em(x, params, reg, num_steps):
   """Steps of EM that go on from each turn to the next.
 
@@ -121,17 +138,19 @@ def _faiss_kmeans(x, starts, num_steps, **limits):
   return Task(run)
 
 
+_LLOYD = {'scikit-learn': _sklearn_kmeans, 'faiss': _faiss_kmeans}
+_ELKAN = functools.partial(_sklearn_kmeans, algorithm='elkan')
+
 # Kind of work -> what makes the task of each peer.
 PEERS = {
   'seeding': {'scikit-learn': _sklearn_seeding},
   'kmeans': {
-    'scikit-learn': _sklearn_kmeans,
-    'scikit-learn, Elkan': functools.partial(
-      _sklearn_kmeans, algorithm='elkan'
-    ),
-    'faiss': _faiss_kmeans,
+    **_LLOYD,
+    'scikit-learn, Elkan': _ELKAN,
     'torch': torch_peer.kmeans,
   },
+  'lloyd': _LLOYD,
+  'minibatch': {'scikit-learn': _sklearn_minibatch},
   'em': {'scikit-learn': _sklearn_em, 'torch': torch_peer.em},
   'training': {'torch': torch_peer.training, 'Keras': keras_peer.training},
 }

@@ -218,6 +218,43 @@ def _draw_ratios(axes, rows):
   axes.legend()
 
 
+def scaling(path: Path, rows: Sequence[dict]) -> Path:
+  """Draws seconds over the number of points, for rows of `benchmark.measure`
+  that have a size: a panel for a number of features and of clusters."""
+  rows = [row for row in rows if row['size']]
+  features, clusters = (
+    sorted({row['size'][name] for row in rows})
+    for name in ('features', 'clusters')
+  )
+  names = list(dict.fromkeys(name for row in rows for name in row['median']))
+  size = 2.6 * len(clusters) + 0.4, 2.2 * len(features) + 0.6
+  figure = Figure(figsize=size, layout='constrained')
+  grid = figure.subplots(
+    *(len(features), len(clusters)), squeeze=False, sharex=True, sharey=True
+  )
+  for place, axes in np.ndenumerate(grid):
+    chosen = {'features': features[place[0]], 'clusters': clusters[place[1]]}
+    here = [row for row in rows if chosen.items() <= row['size'].items()]
+    for name, color in zip(names, COLORS, strict=False):
+      line = [
+        (row['size']['points'], row['median'][name])
+        for row in here
+        if name in row['median']
+      ]
+      if line:
+        axes.plot(
+          *zip(*sorted(line), strict=True), 'o-', color=color, label=name
+        )
+    axes.set(xscale='log', yscale='log')
+    axes.xaxis.set_minor_formatter('')
+    axes.set_title('{features} features, k = {clusters}'.format(**chosen))
+    axes.grid(alpha=0.3)
+  figure.supxlabel('points')
+  figure.supylabel('seconds')
+  grid[0, 0].legend()
+  return _save(figure, path)
+
+
 def _draw_times(axes, rows):
   times = [1e3 * row['median']['jaxclust'] for row in rows]
   bars = axes.barh(range(len(rows)), times)
