@@ -33,7 +33,7 @@ def plan_scaling(
   batch_size: int,
   seedings: Sequence[tuple[str, int, int, int]],
 ) -> list[Callable]:
-  """Fits, fits on mini-batches and seedings of k-means.
+  """Seedings of k-means, fits on mini-batches, and fits.
 
   Args:
     image_shape: of images, which no contest sees.
@@ -55,9 +55,9 @@ def plan_scaling(
   for num_points, *_ in batches:
     checks.check_groups('batch_size', batch_size, num_points)
   return [
-    *(functools.partial(_fit, *shape, num_steps) for shape in fits),
-    *(functools.partial(_fit_batches, *shape, batch_size) for shape in batches),
     *(functools.partial(_seed, *seeding) for seeding in seedings),
+    *(functools.partial(_fit_batches, *shape, batch_size) for shape in batches),
+    *(functools.partial(_fit, *shape, num_steps) for shape in fits),
   ]
 
 
