@@ -1,7 +1,7 @@
 """Contests of k-means over the size of the data, on generated points.
 
-Points `[N, D]` lie about K centers, all drawn from normal distributions of
-variance one, and fits start from K of the points.
+Points `[N, D]` lie about K centers, normally distributed, and fits start from K
+of the points.
 
 Axes: N points, D features, K clusters.
 """
@@ -21,6 +21,10 @@ from jaxclust.benchmark.contest import OURS, Contest, Task
 
 # Points that are generated at once.
 _PART = 2**17
+
+# Root mean square distance of two centers, in standard deviations of the points
+# about a center, along a line.
+_DISTANCE = 8.0
 
 
 def plan_scaling(
@@ -74,6 +78,7 @@ def make_points(
   rng = np.random.default_rng(seed)
   draw = functools.partial(rng.standard_normal, dtype=np.float32)
   centers = draw((num_clusters, num_features))
+  centers *= np.float32(_DISTANCE / np.sqrt(2 * num_features))
   x = np.empty((num_points, num_features), np.float32)
   for part in np.split(x, range(_PART, num_points, _PART)):
     part[:] = draw(part.shape)
