@@ -57,7 +57,7 @@ def get_config(variant: str = 'fashion_mnist'):
       'num_steps': 20,
       'batches': (  # points, features and clusters of fits on mini-batches
         *((600_000, 32, 10), (600_000, 32, 100)),
-        *((600_000, 128, 100), (600_000, 128, 1000)),
+        (600_000, 128, 100),
       ),
       'batch_size': 1024,
       'seedings': (

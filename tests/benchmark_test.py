@@ -47,7 +47,7 @@ OPTIONS = {
     'num_steps': 4,
     'batches': ((500, 3, 2),),
     'batch_size': 50,
-    'seedings': (('k-means++', 200, 3, 4), ('k-means||', 200, 3, 9)),
+    'seedings': (('k-means++', 400, 3, 40), ('k-means||', 400, 3, 40)),
   },
   'latency': {'works': ('kmeans',)},
 }
@@ -101,8 +101,8 @@ def test_points_of_any_size_are_clustered_by_all(monkeypatch):
   sizes = [(300, 3, 2), (300, 3, 7), (400, 5, 2), (400, 5, 7)]
   assert [tuple(row['size'].values()) for row in rows[3:]] == sizes
   assert [row['name'] for row in rows[:3]] == [
-    'k-means++, 200 x 3, k = 4, one start',
-    'k-means||, 200 x 3, k = 9, one start',
+    'k-means++, 400 x 3, k = 40, one start',
+    'k-means||, 400 x 3, k = 40, one start',
     'k-means, 500 x 3, k = 2, batches of 50',
   ]
   assert all('scikit-learn' in row['ratio'] for row in rows)

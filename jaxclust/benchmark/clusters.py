@@ -109,6 +109,7 @@ def lloyd(
   x: jax.Array,
   starts: np.ndarray,
   length: str,
+  tolerance: float = 1e-3,
   **limits: float,
 ) -> Contest:
   """Fits of k-means from the same starts `[R, K, D]`, in peers of a kind."""
@@ -125,7 +126,7 @@ def lloyd(
   return Contest(
     f'{name("k-means", x, num_clusters)}, {length}',
     {OURS: Task(fit), **peers.tasks(kind, x, starts, num_steps, **limits)},
-    tolerance=1e-3,
+    tolerance=tolerance,
     operations=2 * x.size * num_clusters * passes,
     numbers=x.size * passes,
   )

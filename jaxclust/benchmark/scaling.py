@@ -97,6 +97,7 @@ def _fit(num_points, num_features, num_clusters, num_steps, key, images):
   x, starts = _points(key, num_points, num_features, num_clusters)
   contest = clusters.lloyd(
     *('lloyd', key, x, starts[None], f'{num_steps} steps'),
+    tolerance=1e-2,  # each library moves clusters that empty in its own way
     max_steps=num_steps,
     tol=0.0,
   )
