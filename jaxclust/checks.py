@@ -5,20 +5,28 @@ Traced values pass: only shapes and dtypes of them are known.
 Axes: N points, D features.
 """
 
+import contextlib
+import contextvars
 import inspect
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust.errors import InputError
+from jaxclust.errors import InputError, one_line
 
 # Rows of x copied at a time to find a value that is not finite.
 _ROWS_OF_A_LOOK = 2**16
+
+# Rows of x, evenly spaced, that show how many digits it needs.
+_ROWS_FOR_DIGITS = 2**12
+
+# Maximum rounding of x by a cast, as a share of the spread of x.
+_ROUNDING_SHARE = 1 / 8
 
 
 def is_traced(*arrays: Any) -> bool:
@@ -26,12 +34,30 @@ def is_traced(*arrays: Any) -> bool:
   return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(arrays))
 
 
+# How a thread words a warning: message -> message, category.
+_wording = contextvars.ContextVar(
+  'wording', default=lambda message: (message, UserWarning)
+)
+
+
+@contextlib.contextmanager
+def wording(words: Callable) -> Iterator[None]:
+  """Lets `words(message) -> message, category` word the warnings of this thread
+  within the context; `warnings.catch_warnings` would change all threads."""
+  token = _wording.set(words)
+  try:
+    yield
+  finally:
+    _wording.reset(token)
+
+
 def warn(message: str) -> None:
   """Warns at the line that calls the package."""
+  message, category = _wording.get()(message)
   frame, level = inspect.currentframe(), 1
   while frame.f_globals.get('__name__', '').startswith('jaxclust.'):
     frame, level = frame.f_back, level + 1
-  warnings.warn(message, stacklevel=level)
+  warnings.warn(message, category, stacklevel=level)
 
 
 def check_count(
@@ -94,6 +120,7 @@ def check_centers(
   name: str, centers: Any, num_clusters: int | None, num_features: int
 ) -> None:
   """Checks centers `[K, D]` or `[R, K, D]`; where K is None, any `[K, D]`."""
+  centers = as_real(name, centers)
   shape = tuple(np.shape(centers))
   num_rows, end = num_clusters, 'end in'
   if num_clusters is None and len(shape) == 2:
@@ -107,6 +134,16 @@ def check_centers(
     raise InputError(f'{name} has values that are NaN or infinite: give others')
 
 
+def check_key(key: Any) -> None:
+  """Checks that draws have a random key of JAX's, or its raw bits `[2]`."""
+  dtype = getattr(key, 'dtype', np.dtype(object))
+  is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
+  if not is_typed and not (dtype == np.uint32 and key.ndim == 1):
+    raise InputError(
+      f'key is {key!r}: it must be one random key, such as jax.random.key(0)'
+    )
+
+
 def check_features(x: Any, num_features: int) -> None:
   """Checks that points have the features of those fitted before."""
   shape = np.shape(x)
@@ -117,15 +154,51 @@ def check_features(x: Any, num_features: int) -> None:
     )
 
 
+def as_real(name: str, array: Any) -> Any:
+  """Returns an array of real numbers: JAX's as it is, all else as NumPy's."""
+  if not isinstance(array, jax.Array | np.ndarray):
+    try:
+      array = np.asarray(array)
+    except ValueError as error:
+      raise InputError(f'{name} is no array: {one_line(error)}') from error
+  if array.dtype == object:
+    try:
+      array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+      raise InputError(
+        f'{name} has objects that are no numbers ({one_line(error)})'
+      ) from error
+  kinds = (jnp.floating, jnp.integer, jnp.bool_)
+  if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+    raise InputError(
+      f'{name} is of dtype {array.dtype}: it must be real numbers'
+    )
+  return array
+
+
 def check_shape(x: Any) -> None:
-  """Checks that x is `[N, D]` of real numbers."""
+  """Checks that x is `[N, D]`."""
   if x.ndim != 2 or 0 in x.shape:
     raise InputError(
       f'x has shape {tuple(x.shape)}: it must be [N, D], both at least 1'
     )
-  kinds = (jnp.floating, jnp.integer, jnp.bool_)
-  if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
-    raise InputError(f'x is of dtype {x.dtype}: it must be real numbers')
+
+
+def check_digits(x: np.ndarray, dtype: Any) -> None:
+  """Checks that rows of x `[N, D]` can still be told apart in another dtype."""
+  if x.dtype == dtype or x.dtype.itemsize < 4:
+    return
+  some = x[:: -(-len(x) // _ROWS_FOR_DIGITS)].astype(np.float64)
+  with np.errstate(over='ignore', invalid='ignore'):
+    rounding = np.abs(some - some.astype(dtype)).max()
+    spread = np.sqrt(np.square(some - some.mean(axis=0)).mean())
+    noise = 8 * np.finfo(some.dtype).eps * np.abs(some).max()
+  if spread > noise and rounding > _ROUNDING_SHARE * spread:
+    raise InputError(
+      f'x is {x.dtype} and needs more digits than {np.dtype(dtype).name} has, '
+      f'which rounds it by up to {rounding:.3g} where it spreads by '
+      f'{spread:.3g}: subtract its mean first, or set jax_enable_x64'
+    )
 
 
 def check_largest(x: Any, largest: float, dtype: Any) -> None:
@@ -160,9 +233,9 @@ def check_weights(
 
   With `may_be_zero`, all of them may be 0.
   """
+  values = as_real('sample_weight', weight).astype(dtype)
   if not is_traced(weight):
-    weight = np.asarray(weight)
-  values = weight.astype(dtype)
+    values = np.asarray(values)
   if values.shape != (num_points,):
     raise InputError(
       f'sample_weight has shape {values.shape}: x has {num_points} rows, '

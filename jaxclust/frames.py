@@ -52,9 +52,18 @@ class Sphere(NamedTuple):
 
 
 def float_dtype(x: Any) -> Any:
-  """float64 for float64 where JAX has it enabled, else float32."""
-  wide = x.dtype == np.float64 and jax.config.jax_enable_x64
+  """float64 for numbers of 8 bytes where JAX has it enabled, else float32."""
+  wide = np.dtype(x.dtype).itemsize >= 8 and jax.config.jax_enable_x64
   return jnp.float64 if wide else jnp.float32
+
+
+def as_readable(x: Any) -> Any:
+  """Casts an array of NumPy's whose numbers JAX would wrap, or does not read;
+  any other stays."""
+  if not isinstance(x, np.ndarray):
+    return x
+  plain = x.dtype.isnative and x.dtype.itemsize <= 4
+  return x if plain else x.astype(float_dtype(x))
 
 
 def as_float(x: jax.Array) -> jax.Array:

@@ -16,7 +16,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxclust import checks, memory
 from jaxclust.errors import InputError
-from jaxclust.frames import Frame, Sphere, as_float, dot, float_dtype, unit_rows
+from jaxclust.frames import (
+  Frame,
+  Sphere,
+  as_float,
+  as_readable,
+  dot,
+  float_dtype,
+  unit_rows,
+)
 from jaxclust.programs import compiled
 from jaxclust.rows import (
   SMALL,
@@ -77,14 +85,15 @@ def place(
   Raises:
     InputError: for a wrong shape or dtype, or weights out of range.
   """
-  if getattr(x, 'dtype', None) is None:
-    x = np.asarray(x)
+  x = checks.as_real('x', x)
   checks.check_shape(x)
   if block_size is not None:
     block_size = checks.check_count('block_size', block_size)
   if x.dtype == np.float64 and not jax.config.jax_enable_x64:
     checks.warn('x is float64 and is cast to float32')
   dtype = float_dtype(x)
+  if isinstance(x, np.ndarray):
+    checks.check_digits(x, dtype)
   weight = sample_weight
   if weight is not None:
     weight = checks.check_weights(weight, len(x), dtype, may_be_zero)
@@ -106,7 +115,7 @@ def place(
     with np.errstate(over='ignore'):  # `describe` reports infinities
       x = np.pad(np.asarray(x).astype(dtype), ((0, num_padded), (0, 0)))
     weight = np.pad(np.asarray(weight), (0, num_padded))
-  x, weight = jax.device_put((x, weight), device)
+  x, weight = jax.device_put((as_readable(x), weight), device)
   return Rows(x, weight, block_size=block_size, num_padded=num_padded)
 
 
@@ -227,7 +236,7 @@ def _look(rows, metric):
   view = unit_rows if metric == 'cosine' else as_float
 
   def look(_, here):
-    origin = view(jnp.asarray(here.x[(here.weight > 0).argmax()]))
+    origin = view(jnp.asarray(as_readable(here.x[(here.weight > 0).argmax()])))
     zero = jnp.zeros((), origin.dtype)
     carry = jnp.zeros_like(origin), zero, zero, zero
     found, _ = scan_blocks(_look_at_block, view, origin, carry, here, (), 0)

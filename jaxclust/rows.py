@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxclust.frames import Frame, Sphere, as_float, float_dtype
+from jaxclust.frames import Frame, Sphere, as_float, as_readable, float_dtype
 from jaxclust.prefetch import ahead
 
 # Numbers of a block and of what a pass computes from it: about the cache of a
@@ -242,7 +242,7 @@ def _shapes_of_block(fn, params, rows, columns, with_weight):
 def take_rows(rows: Rows, index: jax.Array) -> jax.Array:
   """The rows `[B, D]` at an index `[B]`, in the data's units."""
   if rows.is_streamed:
-    return jnp.asarray(rows.x[np.asarray(index)])
+    return jnp.asarray(as_readable(rows.x[np.asarray(index)]))
   if not rows.axes:
     return rows.x[index]
 
@@ -382,6 +382,7 @@ def _scan_stream(body, fn, params, carry, rows, columns, width):
 
   def send(start):
     part = [a[start : start + size] for a in (rows.x, rows.weight, *columns)]
+    part[0] = as_readable(part[0])
     missing = size - len(part[0])
     if missing:
       part = [np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in part]

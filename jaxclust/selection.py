@@ -103,7 +103,8 @@ def sweep(
   Raises:
     InputError: for input that cannot be clustered.
   """
-  x = x if hasattr(x, 'dtype') else np.asarray(x)
+  checks.check_key(key)
+  x = checks.as_real('x', x)
   checks.check_shape(x)
   mixtures = {'covariance': covariance, 'reg': reg}
   check_options(

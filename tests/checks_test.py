@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclust import checks
+from jaxclust import checks, gmm, inputs, kmeans, selection
 from jaxclust.errors import InputError
 from jaxclust.inputs import bucket, describe, place
 
@@ -44,6 +44,100 @@ def test_a_number_must_be_finite_and_not_negative(value):
 def test_points_that_cannot_be_used_are_named(x, message):
   with pytest.raises(InputError, match=message):
     describe(place(x))
+
+
+FAR = np.array([[n] for n in (*range(10), *range(2**32, 2**32 + 10))])
+
+
+@pytest.fixture(params=['small', 'large', 'stream'])
+def size(request, monkeypatch):
+  """How an array of NumPy's is placed."""
+  if request.param != 'small':
+    monkeypatch.setattr(inputs, 'SMALL', 0)
+    monkeypatch.setattr(
+      inputs, '_is_large', lambda x: request.param == 'stream'
+    )
+
+
+@pytest.mark.usefixtures('size')
+@pytest.mark.parametrize(
+  'x',
+  [FAR, FAR.astype('>i8'), FAR.astype('>f4'), FAR.astype(object)],
+  ids=['int64', 'big-endian', 'big-endian float', 'object'],
+)
+@pytest.mark.filterwarnings('ignore:x is float64')
+def test_numbers_of_any_width_and_order_are_read(x):
+  """JAX would wrap integers at 2**32, and refuse the rest."""
+  key, starts = jax.random.key(0), FAR[[0, -1]]
+  for init in ('k-means++', starts, starts.astype(object)):
+    found = kmeans.fit(key, x, num_clusters=2, init=init)
+    np.testing.assert_array_equal(found.counts, [10, 10])
+    labels = np.asarray(kmeans.predict(starts, x))
+    np.testing.assert_array_equal(labels, [0] * 10 + [1] * 10)
+  means = np.sort(np.ravel(found.centers))
+  np.testing.assert_allclose(means, [4.5, 2**32 + 4.5], rtol=0, atol=512)
+
+
+def test_weights_of_any_width_are_read():
+  x, listed = np.float32([[0], [1]]), [2**32 + 1, 1]
+  for weight in (listed, np.array(listed), np.array(listed, object)):
+    found = kmeans.fit(
+      jax.random.key(0), x, num_clusters=1, sample_weight=weight
+    )
+    np.testing.assert_allclose(found.centers, [[2.0**-32]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'x', [np.int64([[1_700_000_000 + n] for n in range(50)]), 1e8 + np.eye(9)]
+)
+@pytest.mark.filterwarnings('ignore:x is float64')
+def test_numbers_that_float32_cannot_tell_apart_are_an_error(x):
+  with pytest.raises(InputError, match='more digits than float32 has'):
+    kmeans.fit(jax.random.key(0), x, num_clusters=2)
+  with jax.enable_x64(True):
+    assert place(x).x.dtype == jnp.float64
+  place(x - x.mean())
+
+
+@pytest.mark.parametrize('x', [np.full((9, 2), 1e9 + 0.1), 1e4 + np.eye(9)])
+@pytest.mark.filterwarnings('ignore:x is float64')
+def test_rounding_that_tells_all_rows_apart_is_none(x):
+  place(x)
+
+
+@pytest.mark.parametrize(
+  ('x', 'message'),
+  [
+    ([[1, 2], [3]], 'x is no array'),
+    (np.array([[1], ['b']], object), 'x has objects that are no numbers'),
+    (np.array([[1j]]), 'x is of dtype complex128'),
+    ([['a']], 'x is of dtype <U1'),
+  ],
+)
+def test_what_is_not_numbers_is_named(x, message):
+  with pytest.raises(InputError, match=message):
+    place(x)
+  with pytest.raises(InputError, match=message.replace('x ', 'init ', 1)):
+    checks.check_centers('init', x, None, 1)
+  with pytest.raises(InputError, match=message.replace('x ', 'sample_weight ')):
+    checks.check_weights(x, 2, np.float32)
+
+
+@pytest.mark.parametrize(
+  'key', [0, None, np.zeros(2), jax.random.split(jax.random.key(0))]
+)
+def test_a_key_must_be_one_of_jax(key):
+  x = np.float32([[0], [1], [5]])
+  for draw in (
+    lambda: kmeans.fit(key, x, num_clusters=2),
+    lambda: kmeans.fit_minibatch(key, x, num_clusters=2),
+    lambda: kmeans.start(key, x, num_clusters=2, init=x[:2]),
+    lambda: gmm.fit(key, x, num_components=2, init='random'),
+    lambda: next(selection.sweep(key, x, num_clusters=(2,))),
+  ):
+    with pytest.raises(InputError, match='it must be one random key'):
+      draw()
+  checks.check_key(jax.random.PRNGKey(0))
 
 
 @pytest.mark.parametrize(

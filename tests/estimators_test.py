@@ -3,6 +3,8 @@
 import pickle
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import sklearn.cluster
 import sklearn.datasets
 import sklearn.mixture
+from point_sets import same_partition
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import silhouette_score
@@ -213,6 +216,25 @@ def test_a_fit_that_does_not_converge_warns_as_scikit_learn_does():
   assert found.converged_ is False
 
 
+def test_fits_in_threads_leave_warnings_as_they_were():
+  """Fits that warn, each within another's time."""
+  before = warnings.filters, warnings.showwarning
+  options = {'init': 'random', 'max_iter': 1, 'tol': 0.0}
+
+  def fit(seed):
+    return KMeans(3, n_init=1, random_state=seed, **options).fit(X)
+
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    inside = warnings.showwarning
+    with ThreadPoolExecutor(8) as pool:
+      found = list(pool.map(fit, range(24)))
+    assert warnings.showwarning is inside
+  assert (warnings.filters, warnings.showwarning) == before
+  assert len(caught) == len(found) == 24
+  assert {warning.category for warning in caught} == {ConvergenceWarning}
+
+
 def test_k_means_is_imported_without_the_network():
   code = (
     'import sys, jaxclust.estimators\n'
@@ -269,6 +291,54 @@ def test_a_sample_comes_with_its_components():
   np.testing.assert_array_equal(labels, found.predict(x))
   with pytest.raises(InputError, match='n_samples is -1'):
     found.sample(-1)
+
+
+@pytest.mark.parametrize(('init', 'count'), [('random', 10), ('k-means++', 1)])
+def test_auto_is_as_many_starts_as_scikit_learns(init, count):
+  options = {'init': init, 'random_state': 0}
+  auto, given = (KMeans(3, n_init=n, **options).fit(X) for n in ('auto', count))
+  np.testing.assert_array_equal(auto.cluster_centers_, given.cluster_centers_)
+  assert auto.inertia_ == given.inertia_
+
+
+SECONDS = (
+  1_700_000_000 + np.repeat([0, 60, 90], [20, 30, 25]) + np.arange(75) % 9
+)
+
+
+@pytest.mark.parametrize('x', [SECONDS, SECONDS + 0.5], ids=['int', 'float'])
+def test_rows_that_float32_cannot_tell_apart_end_as_in_float64(x):
+  x = np.stack([x, x % 7], axis=1)
+  theirs = sklearn.cluster.KMeans(3, n_init=5, random_state=0).fit(x)
+  ours = KMeans(3, random_state=0).fit(x)
+  assert same_partition(ours.labels_, theirs.labels_)
+  assert same_partition(ours.predict(x[::-1]), theirs.labels_[::-1])
+  order = [theirs.predict(center[None])[0] for center in ours.cluster_centers_]
+  np.testing.assert_allclose(
+    ours.cluster_centers_, theirs.cluster_centers_[order], rtol=0, atol=1e-3
+  )
+  again = KMeans(3, init=theirs.cluster_centers_).fit(x)
+  np.testing.assert_array_equal(again.labels_, ours.labels_)
+  mean = x.mean(axis=0)
+  for options in ({}, {'means_init': theirs.cluster_centers_}):
+    far = GaussianMixture(3, random_state=0, **options).fit(x)
+    options = {name: means - mean for name, means in options.items()}
+    near = GaussianMixture(3, random_state=0, **options).fit(x - mean)
+    np.testing.assert_array_equal(far.predict(x), near.predict(x - mean))
+    close(far.means_ - mean, near.means_, atol=1e-3)
+    close(far.score_samples(x), near.score_samples(x - mean))
+    drawn, _ = far.sample(200)
+    close(drawn - mean, near.sample(200)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_results_have_the_dtype_of_the_rows(dtype):
+  x = X.astype(dtype)
+  clusters, mixture = KMeans(3).fit(x), GaussianMixture(3).fit(x)
+  found = clusters.cluster_centers_, clusters.transform(x), mixture.means_
+  found += mixture.weights_, mixture.covariances_, mixture.precisions_
+  found += mixture.predict_proba(x), mixture.score_samples(x)
+  assert {array.dtype for array in found} == {np.dtype(dtype)}
 
 
 def test_columns_keep_their_names():

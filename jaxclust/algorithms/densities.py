@@ -70,6 +70,7 @@ def sample_with_labels(
 ) -> tuple[jax.Array, jax.Array]:
   """The points of `sample`, and the components `[num_samples]` int32 that they
   are drawn from."""
+  checks.check_key(key)
   checks.check_count('num_samples', num_samples, low=0)
   num_components, num_features = params.means.shape
   label_key, noise_key = jax.random.split(key)

@@ -284,6 +284,7 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
 
 def _begin(key, rows, num_components, covariance, num_restarts, init, reg):
   """Starts R runs on rows in a frame; arguments as for `fit`."""
+  checks.check_key(key)
   if isinstance(init, GMMParams):
     size = padded_groups(num_components, rows)
     params = em.in_frame(em.pad(init, size, rows.dtype), rows.frame)

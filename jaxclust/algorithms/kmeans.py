@@ -153,6 +153,7 @@ def fit_minibatch(
   Raises:
     InputError: for input that cannot be clustered.
   """
+  checks.check_key(key)
   checks.check_count('batch_size', batch_size)
   checks.check_count('num_batches', num_batches)
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}

@@ -63,6 +63,7 @@ def seeded(
   XLA compiles their steps, and other calls that follow, as they are seeded.
   Options are those of `kmeans.fit`.
   """
+  checks.check_key(key)
   given = not isinstance(init, str)
   num_runs = math.prod(np.shape(init)[:-2]) if given else num_restarts
   blank = lloyd.blank(num_clusters, num_runs, rows)

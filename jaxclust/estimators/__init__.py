@@ -3,7 +3,8 @@
 Each checks its input as scikit-learn does, calls the functions of the package,
 and keeps their results as NumPy arrays under scikit-learn's names. Numbers are
 float32, unless JAX has float64 enabled, and labels int32. The clusterers read
-bytes as they are, without a copy in float32.
+bytes as they are, without a copy in float32. Rows of float64 they read as
+float32 differences from the mean, and their results are float64.
 
 Draws come from `random_state`: an int s stands for `jax.random.key(s)`, so that
 the functions return the same with that key. For None or a RandomState, a key is

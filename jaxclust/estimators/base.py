@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import numbers
 import re
-import warnings
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxclust import checks
 from jaxclust.errors import InputError
 
 # The functions' name of a parameter -> scikit-learn's.
@@ -46,6 +46,41 @@ class ReadMixin:
       dtypes = [np.float64, *dtypes]
     return validate_data(self, X, reset=reset, dtype=dtypes)
 
+  def _read_centered(self, X, reset=True, about_mean=True):
+    """Rows likewise, as differences from the mean of the fit if that is float64
+    and JAX has no such numbers: float32 may not tell the rows apart."""
+    if not reset:
+      check_is_fitted(self)
+    dtypes = [np.float64, np.float32, np.uint8]
+    x = validate_data(self, X, reset=reset, dtype=dtypes)
+    if reset:
+      is_wide = x.dtype == np.float64
+      self._dtype = np.float64 if is_wide else np.float32
+      is_cut = is_wide and about_mean and not jax.config.jax_enable_x64
+      self._origin = x.mean(axis=0) if is_cut else None
+    return self._less_origin(x)
+
+  def _less_origin(self, x):
+    """Rows `[..., D]` as differences from the origin, if there is one."""
+    if self._origin is None:
+      cut = x.dtype == np.float64 and not jax.config.jax_enable_x64
+      return x.astype(np.float32) if cut else x
+    less = np.empty(x.shape, np.float32)
+    with np.errstate(over='ignore'):  # the functions report infinities
+      return np.subtract(x, self._origin, out=less, casting='same_kind')
+
+  def _start_less_origin(self, name, centers):
+    """Centers to start from, likewise, if they have the features of the rows;
+    the functions report those that have not."""
+    centers = checks.as_real(name, centers)
+    fits = centers.shape[-1:] == (self.n_features_in_,)
+    return self._less_origin(centers) if fits else centers
+
+  def _plus_origin(self, x):
+    """Rows `[..., D]` in the data's units, in the dtype of the fit."""
+    x = np.asarray(x, self._dtype)
+    return x if self._origin is None else x + self._origin
+
   def _key(self):
     """The random key of a call."""
     seed = self.random_state
@@ -68,16 +103,12 @@ def words_of_sklearn(**names):
   scikit-learn's.
   """
   names = _NAMES | names
-  with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    try:
+  words = lambda message: (_rename(message, names), ConvergenceWarning)  # noqa: E731
+  try:
+    with checks.wording(words):
       yield
-    except InputError as error:
-      raise InputError(_rename(error, names)) from error
-  for warning in caught:
-    known = warning.category is UserWarning
-    category = ConvergenceWarning if known else warning.category
-    warnings.warn(_rename(warning.message, names), category, stacklevel=4)
+  except InputError as error:
+    raise InputError(_rename(error, names)) from error
 
 
 def _rename(message, names):

@@ -68,7 +68,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   def fit(self, X, y=None, sample_weight=None):
     """Fits rows `[N, D]` of weights `[N]`."""
-    x = self._read(X)
+    x = self._read_centered(X)
     with words_of_sklearn(init='means_init'):
       result = gmm.fit(
         self._key(),
@@ -82,7 +82,10 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
         reg=self.reg,
         sample_weight=sample_weight,
       )
-    params = self.params_ = GMMParams(*map(np.asarray, result.params))
+    params = [np.asarray(a, self._dtype) for a in result.params]
+    params = GMMParams(*params)
+    params = params._replace(means=self._plus_origin(params.means))
+    self.params_ = params
     self.weights_, self.means_ = np.exp(params.log_weights), params.means
     root = _inverse_transpose(params.scale_tril)
     shape = SHAPES[self.covariance_type]
@@ -96,7 +99,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   def _start(self):
     if self.means_init is not None:
-      return self.means_init
+      return self._start_less_origin('means_init', self.means_init)
     start = _STARTS.get(str(self.init_params))
     if start is None:
       raise InputError(
@@ -115,11 +118,11 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   def predict_proba(self, X):
     """Probabilities `[N, K]` of the components given each row."""
-    return np.asarray(self._apply(gmm.responsibilities, X))
+    return np.asarray(self._apply(gmm.responsibilities, X), self._dtype)
 
   def score_samples(self, X):
     """Log-densities `[N]` of rows `[N, D]`."""
-    return np.asarray(self._apply(gmm.log_prob, X))
+    return np.asarray(self._apply(gmm.log_prob, X), self._dtype)
 
   def score(self, X, y=None):
     """The mean log-density of rows `[N, D]`."""
@@ -137,12 +140,18 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     """Draws rows `[n_samples, D]`, and the components they are from."""
     check_is_fitted(self)
     with words_of_sklearn():
-      drawn = gmm.sample_with_labels(self._key(), self.params_, n_samples)
-    return tuple(map(np.asarray, drawn))
+      x, labels = gmm.sample_with_labels(
+        self._key(), self._params_less_origin(), n_samples
+      )
+    return self._plus_origin(x), np.asarray(labels)
+
+  def _params_less_origin(self):
+    means = self._less_origin(self.params_.means)
+    return self.params_._replace(means=means)
 
   def _apply(self, fn, X, *args):
-    x = self._read(X, reset=False)
-    return fn(self.params_, x, *args)
+    x = self._read_centered(X, reset=False)
+    return fn(self._params_less_origin(), x, *args)
 
 
 def _inverse_transpose(factor):
