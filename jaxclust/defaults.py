@@ -54,7 +54,13 @@ def base(experiment: str, variant: str) -> ConfigDict:
   config.experiment = experiment
   config.seed = 0
   config.data = ConfigDict(
-    {'name': variant, 'dir': '', 'raw_dir': '', 'size': ()}
+    {
+      'name': variant,
+      'dir': '',
+      'raw_dir': '',
+      'size': (),
+      'skip_bad': False,  # leave out pictures of a folder that cannot be used
+    }
   )
   config.tensorboard = False
   return config

@@ -22,6 +22,7 @@ from jaxclust import encoding, networks, workdir
 from jaxclust.algorithms import kmeans, neighbors, spreading
 from jaxclust.algorithms.assignment import ALGORITHMS, Assigner, Assignment
 from jaxclust.checks import check_count
+from jaxclust.data.images import check_channels_last
 from jaxclust.errors import InputError
 from jaxclust.inputs import check_values, place
 from jaxclust.methods import METHODS, Method, committee
@@ -32,6 +33,10 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 # Bytes of images that are sent to the device at once.
 _BLOCK_BYTES = 2**26
+
+# Width of a run's range of values above which values from 0 to 1 are of another
+# kind.
+_SHARES_WIDTH = 16.0
 
 
 class Model(NamedTuple):
@@ -166,9 +171,30 @@ class Model(NamedTuple):
       range(0, len(images), size),
       lambda start: jax.device_put(images[start : start + size]),
     ):
-      check_images(block, self.method is not None)
+      self.check(block)
       parts.append(fn(self.points(block)))
     return jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+
+  def check(self, images: jax.Array | np.ndarray) -> None:
+    """Checks the values of images `[N, H, W, C]`.
+
+    Raises:
+      InputError: as `check_images` does; or if the values are of another kind
+        than those that the run had.
+    """
+    check_images(images, self.method is not None)
+    if 'values' not in self.recipe:
+      return
+    low, high = self.recipe['values']
+    least, largest = value_range(images)
+    is_beyond = least < 2 * low - high or largest > 2 * high - low
+    are_shares = least >= 0 and 0 < largest <= 1
+    if is_beyond or (are_shares and high - low > _SHARES_WIDTH):
+      raise InputError(
+        f'the images have values from {least:g} to {largest:g} (bytes stand '
+        f'for 0 to 1), and those of the run from {low:g} to {high:g}: rescale '
+        'them, as the run had them'
+      )
 
   def _checked(self, images):
     """Images of the run's shape; their values are checked later."""
@@ -176,6 +202,7 @@ class Model(NamedTuple):
       images = np.asarray(images)
     if images.ndim == 3 and self.image_shape[2] == 1:
       images = images[..., None]
+    check_channels_last('images', images)
     if images.shape[1:] != self.image_shape or not images.shape[0]:
       raise InputError(
         f'images have shape {images.shape}: the run takes '
@@ -208,10 +235,23 @@ def check_images(images: jax.Array | np.ndarray, encoded: bool) -> None:
     )
 
 
-def make_recipe(config: Any, image_shape: tuple[int, int, int]) -> dict:
-  """The names and options of a config that a model is made of."""
+def value_range(images: jax.Array | np.ndarray) -> tuple[float, float]:
+  """The least and the largest value of images; bytes stand for 0 to 1."""
+  if images.dtype == np.uint8:
+    return 0.0, 1.0
+  return float(images.min()), float(images.max())
+
+
+def make_recipe(
+  config: Any,
+  image_shape: tuple[int, int, int],
+  values: tuple[float, float] = (0.0, 1.0),
+) -> dict:
+  """The names and options of a config that a model is made of, and the range of
+  the values of its images."""
   stages, clusterer = config.get('stages', ()), config.get('clusterer', '')
   recipe = {'image_shape': list(image_shape), 'clusterer': clusterer}
+  recipe['values'] = list(values)
   recipe['clusterer_options'] = config[clusterer].to_dict() if clusterer else {}
   recipe['method'] = stages[-1] if stages else ''
   recipe['manifold'] = dict(config.get('manifold', {}))

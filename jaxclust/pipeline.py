@@ -241,7 +241,8 @@ def represent(
   splits, shape = splits_of(dataset), dataset.images.shape[1:]
   recipe = model.make_recipe(config, shape)
   if not config.stages:
-    own = model.assemble(recipe)
+    values = model.value_range(dataset.images)
+    own = model.assemble(model.make_recipe(config, shape, values))
     points = {split: own.points(images) for split, images in splits.items()}
     own, points = _placed(config, own, points, seconds)
     yield from (Represented(points, own, {}) for _ in seeds)

@@ -91,6 +91,10 @@ def test_labels_may_be_strings(tmp_path):
     ({'images': IMAGES[0]}, r'images .*\(4, 4\): expected \[N, H, W\]'),
     ({'images': IMAGES[:0]}, r'images .*\(0, 4, 4\), an empty split'),
     ({'images': IMAGES.astype(int)}, 'int64: convert them to uint8'),
+    (
+      {'images': np.zeros((2, 3, 32, 32), np.uint8)},
+      r'channels first: give \[N, H, W, C\], as images.transpose',
+    ),
     ({'images': not_finite(np.nan)}, r'2 values .* first at \[2, 1, 3\]'),
     ({'images': not_finite(-np.inf)}, r'2 values .* first at \[2, 1, 3\]'),
     ({'images': not_finite(1e300)}, r'2 values .* first at \[2, 1, 3\]'),

@@ -5,6 +5,8 @@ import re
 import shutil
 
 import numpy as np
+import pytest
+from image_sets import random_images, savez
 from PIL import Image
 from small_runs import (
   SMALL,
@@ -18,6 +20,7 @@ from small_runs import (
 import jaxclust
 from jaxclust import predictions
 from jaxclust.algorithms.assignment import Assignment
+from jaxclust.errors import InputError
 
 
 def test_cosine_k_means_predicts_by_the_cosine(tmp_path):
@@ -93,6 +96,31 @@ def test_a_flat_folder_of_grey_needs_a_run_of_its_channels(
   assert 'predictions.csv has the cluster' in capfd.readouterr().out
   assert not {'images', 'train'} & read(tmp_path / 'found').keys()
   assert len(table(tmp_path / 'found')) == 8
+
+
+def test_pictures_of_another_kind_than_those_learned_are_refused(
+  tmp_path, capsys
+):
+  """A run on floats from 0 to 255, and bytes, which stand for 0 to 1."""
+  pictures = random_images(40, 6, 5)
+  floats = savez(tmp_path / 'a.npz', images=np.float32(pictures))
+  flags = ['--config.kmeans.num_clusters=3', f'--config.data.name={floats}']
+  assert run('kmeans', tmp_path / 'run', *flags) == 0
+  own = jaxclust.load(tmp_path / 'run')
+  assert own.predict(np.float32(pictures)).shape == (40,)
+  told = 'from 0 to 1 .* those of the run from 0 to 255: rescale them'
+  for other in (pictures, pictures / 255, np.float32(pictures) * 9):
+    with pytest.raises(InputError, match='rescale them, as the run had them'):
+      own.predict(other)
+  with pytest.raises(InputError, match=r'shape \(40, 1, 6, 5\), with channels'):
+    own.predict(pictures[:, None])
+  savez(tmp_path / 'b.npz', images=pictures)
+  flags = [f'--config.run={tmp_path / "run"}']
+  flags += [f'--config.data.name={tmp_path / "b.npz"}']
+  capsys.readouterr()
+  assert run('predict', tmp_path / 'predicted', *flags) == 2
+  assert re.search(told, capsys.readouterr().err)
+  assert not (tmp_path / 'predicted').exists()
 
 
 def test_the_table_keeps_any_name_of_a_file(tmp_path):

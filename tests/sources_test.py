@@ -1,6 +1,8 @@
 """Image sets from files and folders, and errors if they are unusable."""
 
 import io
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -92,6 +94,18 @@ def _objects(path):
   np.save(path, np.array([[[object()]]]), allow_pickle=True)
 
 
+def _deep_colours(path):
+  """Writes a PNG of 16 bits for each of three channels."""
+  header = struct.pack('>IIBBBBB', 5, 6, 16, 2, 0, 0, 0)
+  pixels = zlib.compress(6 * (b'\0' + bytes(5 * 6)))
+  _png(path, (b'IHDR', header), (b'IDAT', pixels), (b'IEND', b''))
+
+
+def _moving(path):
+  frames = [Image.fromarray(image) for image in random_images(2, 6, 5)]
+  frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
@@ -152,12 +166,16 @@ def _npz(path, shape, num_bytes=0):
 def _png_bomb(path, width, height):
   """Writes a PNG whose header states a size, without any data."""
   header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  path.parent.mkdir(exist_ok=True)
+  _png(path, (b'IHDR', header), (b'IDAT', b''))
+
+
+def _png(path, *chunks):
   content = b'\x89PNG\r\n\x1a\n'
-  for kind, body in ((b'IHDR', header), (b'IDAT', b'')):
+  for kind, body in chunks:
     checksum = zlib.crc32(kind + body)
     content += struct.pack('>I', len(body)) + kind + body
     content += struct.pack('>I', checksum)
-  path.parent.mkdir(exist_ok=True)
   path.write_bytes(content)
 
 
@@ -214,12 +232,27 @@ def test_a_flat_folder_has_no_labels(tmp_path):
   assert dataset.files == ('0.jpg', '1.jpg', '2.jpg')
 
 
-@pytest.mark.parametrize('channels', [3, 4])
-def test_colours_are_kept(tmp_path, channels):
-  images = random_images(2, 6, 5, channels)
+def test_colours_are_kept(tmp_path):
+  images = random_images(2, 6, 5, 3)
   for row, image in enumerate(images):
     save(tmp_path / f'{row}.png', image)
   np.testing.assert_array_equal(data.load(str(tmp_path)).images, images)
+
+
+def test_transparent_pixels_lie_on_white_in_all_files_alike(tmp_path):
+  image = random_images(6, 5, 4)
+  image[..., 3] = np.resize([0, 255], (6, 5))
+  expected = np.where(image[..., 3:] == 0, 255, image[..., :3])
+  for others in ([], [random_images(6, 5)]):
+    for row, each in enumerate([image, *others]):
+      save(tmp_path / f'{row}.png', each)
+    found = data.load(str(tmp_path)).images
+    np.testing.assert_array_equal(found[0], expected)
+  grey = np.dstack([random_images(6, 5), image[..., 3]])
+  save(tmp_path / 'grey' / '0.png', grey)
+  found = data.load(str(tmp_path / 'grey')).images[0, ..., 0]
+  expected = np.where(grey[..., 1] == 0, 255, grey[..., 0])
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_mixed_modes_become_rgb(tmp_path):
@@ -230,6 +263,12 @@ def test_mixed_modes_become_rgb(tmp_path):
   np.testing.assert_array_equal(data.load(str(tmp_path)).images, expected)
 
 
+# EXIF whose orientation is a word.
+WORD = b'Exif\0\0' + struct.pack(
+  '<2sHIHHHI4sI', b'II', 42, 8, 1, 274, 2, 4, b'abc\0', 0
+)
+
+
 @pytest.mark.parametrize(
   ('orientation', 'turn'),
   [
@@ -237,12 +276,15 @@ def test_mixed_modes_become_rgb(tmp_path):
     (3, lambda image: image[::-1, ::-1]),
     (6, lambda image: np.rot90(image, -1)),
     (8, lambda image: np.rot90(image, 1)),
+    *((value, lambda image: image) for value in (0, 9, 255, 65535, WORD)),
   ],
 )
 def test_an_image_is_turned_as_its_camera_says(tmp_path, orientation, turn):
   image = random_images(6, 5)
-  exif = Image.Exif()
-  exif[274] = orientation
+  exif = orientation
+  if isinstance(orientation, int):
+    exif = Image.Exif()
+    exif[274] = orientation
   Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
   found = data.load(str(tmp_path)).images
   np.testing.assert_array_equal(found[0, ..., 0], turn(image))
@@ -274,22 +316,114 @@ def _sixteen_bits(path):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (_cut, r'0\.png cannot be read as PNG'),
-    (_no_image, r'0\.png cannot be read as PNG'),
-    (_program, r'0\.png cannot be read as PNG'),
+    (_cut, r'0\.png cannot be read as a picture'),
+    (_no_image, r'0\.png cannot be read as a picture'),
+    (_program, r'0\.png cannot be read as a picture'),
     (
       _resize,
       r'0\.png has 5x6 pixels .* 6x5: resize .*--config.data.size=\(6, 5\)$',
     ),
-    (_sixteen_bits, r'0\.png has mode I;16'),
+    (_sixteen_bits, r'0\.png has mode I;16, more than 8 bits'),
+    (_deep_colours, r'0\.png has mode RGB, more than 8 bits'),
+    (_moving, r'0\.png has several frames'),
   ],
 )
 def test_an_image_that_cannot_be_used_is_named(tmp_path, damage, message):
   for row, image in enumerate(random_images(4, 6, 5)):
     save(tmp_path / f'{row}.png', image)
+  before = data.load(str(tmp_path))
   damage(tmp_path / '0.png')
   with pytest.raises(InputError, match=message):
     data.load(str(tmp_path))
+  found = data.load(str(tmp_path), skip_bad=True)
+  np.testing.assert_array_equal(found.images, before.images[1:])
+  assert found.files == before.files[1:]
+  ((file, why),) = found.left_out
+  assert re.search(message.removeprefix(r'0\.png ')[:14], why)
+  assert file == '0.png'
+
+
+def test_all_bad_images_are_named_at_once(tmp_path):
+  for row, image in enumerate(random_images(14, 6, 5)):
+    save(tmp_path / f'{row:02}.png', image)
+  for row in range(12):
+    _cut(tmp_path / f'{row:02}.png')
+  with pytest.raises(
+    InputError, match=r'00\.png .*; .*09\.png .* and 2 more: '
+  ):
+    data.load(str(tmp_path))
+  assert len(data.load(str(tmp_path), skip_bad=True).images) == 2
+  for row in (12, 13):
+    _cut(tmp_path / f'{row:02}.png')
+  with pytest.raises(InputError, match='and 4 more'):
+    data.load(str(tmp_path), skip_bad=True)
+
+
+@pytest.mark.parametrize(
+  'name', ['a.webp', 'a.BMP', 'a.tif', 'a.tiff', 'a.gif', 'a.jfif', 'a.ppm']
+)
+def test_still_pictures_of_any_format_are_read(tmp_path, name):
+  image = np.full((6, 5, 3), (250, 20, 90), np.uint8)
+  save(tmp_path / name, image)
+  found = data.load(str(tmp_path))
+  assert found.files == (name,)
+  assert np.abs(found.images[0].astype(int) - image).max() <= 4
+
+
+def test_files_that_are_left_out_are_told_with_a_reason(tmp_path):
+  for name in ('a/0.png', 'b/0.png'):
+    save(tmp_path / name, random_images(6, 5))
+  (tmp_path / 'b' / 'notes.txt').write_text('no image')
+  (tmp_path / 'b' / '1.png').symlink_to('nowhere.png')
+  (tmp_path / 'b' / 'again').symlink_to(tmp_path)
+  (tmp_path / 'c').symlink_to(tmp_path / 'a')
+  found = data.load(str(tmp_path))
+  assert found.files == ('a/0.png', 'b/0.png')
+  assert dict(found.left_out) == {
+    'b/notes.txt': 'is no picture by its ending',
+    'b/1.png': 'is a link to nothing',
+    'b/again': 'is a link to a folder read here',
+    'c': 'is a link to a folder read here',
+  }
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed_once(tmp_path):
+  save(tmp_path / 'far' / '0.png', random_images(6, 5))
+  for name in ('a', 'b'):
+    (tmp_path / 'near').mkdir(exist_ok=True)
+    (tmp_path / 'near' / name).symlink_to(tmp_path / 'far')
+  found = data.load(str(tmp_path / 'near'))
+  assert found.files == ('a/0.png',)
+  assert found.left_out == (('b', 'is a link to a folder read here'),)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason='the superuser reads anything')
+def test_a_folder_that_cannot_be_read_is_told(tmp_path):
+  save(tmp_path / 'a' / '0.png', random_images(6, 5))
+  (tmp_path / 'b').mkdir(mode=0)
+  found = data.load(str(tmp_path))
+  assert found.left_out == (('b', 'cannot be read (Permission denied)'),)
+
+
+@pytest.mark.parametrize('labelled', [False, True])
+def test_folders_train_and_test_are_the_splits(tmp_path, labelled):
+  images = random_images(5, 6, 5)
+  names = ['test/a/0.png', 'train/a/0.png', 'train/b/0.png', 'train/b/1.png']
+  names.append('test/b/0.png')
+  if not labelled:
+    names = [name.replace('a/', 'a').replace('b/', 'b') for name in names]
+  for name, image in zip(names, images, strict=True):
+    save(tmp_path / name, image)
+  found = data.load(str(tmp_path))
+  np.testing.assert_array_equal(found.images[..., 0], images[1:4])
+  np.testing.assert_array_equal(found.test_images[..., 0], images[[0, 4]])
+  assert found.files == (*names[1:4], names[0], names[4])
+  if labelled:
+    np.testing.assert_array_equal(found.labels, [0, 1, 1])
+    np.testing.assert_array_equal(found.test_labels, [0, 1])
+    assert found.label_names == ('a', 'b')
+  else:
+    assert found.labels is found.test_labels is None
 
 
 def test_an_image_beside_the_labels_is_named(tmp_path):

@@ -24,7 +24,8 @@ class Dataset(NamedTuple):
   test_images: np.ndarray | None = None  # [M, H, W, C]
   test_labels: np.ndarray | None = None  # [M]
   label_names: tuple[str, ...] = ()  # label_names[i] is the name of label i
-  files: tuple[str, ...] = ()  # [N], relative paths of a folder's images
+  files: tuple[str, ...] = ()  # [N + M], relative paths of a folder's images
+  left_out: tuple[tuple[str, str], ...] = ()  # a path there, and why
 
 
 def digest(dataset):
@@ -165,6 +166,7 @@ def _checked(what, images, size):
     raise InputError(
       f'{what} have shape {images.shape}: expected [N, H, W] or [N, H, W, C]'
     )
+  check_channels_last(what, images)
   if not images.size:
     raise InputError(
       f'{what} have shape {images.shape}, an empty split: give some images'
@@ -181,6 +183,16 @@ def _checked(what, images, size):
   item = np.dtype((images.dtype, (*size, images.shape[3])))
   check_memory(what, len(images) * item.itemsize)
   return np.fromiter((resize(i, size) for i in images), item, len(images))
+
+
+def check_channels_last(what, images):
+  """Raises an InputError if images `[N, C, H, W]` have channels first."""
+  shape = images.shape[1:]
+  if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) > 4:
+    raise InputError(
+      f'{what} have shape {images.shape}, with channels first: give '
+      '[N, H, W, C], as images.transpose(0, 2, 3, 1) does'
+    )
 
 
 def _as_float32(what, images):

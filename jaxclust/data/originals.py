@@ -5,11 +5,11 @@ import gzip
 import hashlib
 import struct
 import threading
-from pathlib import Path
 
 import numpy as np
 
 from jaxclust.errors import InputError, one_line
+from jaxclust.paths import as_path
 
 # Maximum seconds until a host first answers.
 _PROBE_SECONDS = 5
@@ -27,7 +27,7 @@ def read(name, url_infos, raw_dir=None):
   Raises:
     InputError: a file is not the original, or cannot be downloaded.
   """
-  folder, arrays = Path(raw_dir or '').expanduser(), {}
+  folder, arrays = as_path(raw_dir or ''), {}
   files = {folder / i.filename: i for i in url_infos.values()}
   if raw_dir and all(path.is_file() for path in files):
     contents = [path.read_bytes() for path in files]

@@ -1,5 +1,6 @@
 """Output on the terminal: messages, progress, tables of results."""
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -286,6 +287,15 @@ def leaderboard(rows: Sequence[dict]) -> list[list[str]]:
     agreement = f'{np.mean(row["agreement"]):.3f}'
     lines.append([row['name'], *found, agreement, f'{row["seconds"]:.3g}'])
   return [head, *lines]
+
+
+def left_out(files: Sequence[tuple[str, str]]) -> None:
+  """Prints how many files of a folder are left out, by reason; files are each
+  a path and a reason."""
+  if files:
+    reasons = collections.Counter(why for _, why in files).most_common(3)
+    told = '; '.join(f'{count:,} {why}' for why, count in reasons)
+    say(f'{len(files):,} files are left out ({told}): summary.json names them')
 
 
 def benchmark_table(rows: Sequence[dict], limits: dict) -> None:
