@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxclust import runtime, workdir
+from jaxclust import paths, runtime, workdir
 from jaxclust.errors import InputError, one_line
 
 _KEPT_CHECKPOINTS = 2
@@ -64,9 +64,13 @@ def save(path: pathlib.Path, phase: str, step: int, state: Any) -> None:
 
 def _write(folder, state):
   """Writes arrays with Orbax, whose errors of the disk become OSErrors."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
   try:
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-      checkpointer.save(folder, ocp.args.StandardSave(state))
+    with (
+      paths.plain(folder) as place,
+      ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
+      checkpointer.save(place, ocp.args.StandardSave(state))
   except ValueError as error:
     found = re.search(r"os_error_code='(\d+)'", str(error))
     if found is None:
@@ -186,8 +190,11 @@ def _read(folder, like):
     lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
   )
   try:
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-      return checkpointer.restore(folder, ocp.args.StandardRestore(shapes))
+    with (
+      paths.plain(folder) as place,
+      ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+    ):
+      return checkpointer.restore(place, ocp.args.StandardRestore(shapes))
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise _DamageError(f'Orbax cannot read it ({one_line(error)})') from error
 

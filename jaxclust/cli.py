@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from jaxclust import signals
+from jaxclust import signals, terminal
 from jaxclust.errors import InputError, RunError, one_line
 
 _HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
@@ -38,7 +38,8 @@ _KINDS = {
 
 def run() -> None:
   """Runs the command line of this process, and exits with its status."""
-  _end(main(sys.argv))
+  with terminal.forgiving():
+    _end(main(sys.argv))
 
 
 def _end(status):
@@ -54,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
 
   0: the run is finished, now or already before. 2: the input cannot be used.
   3: the run cannot go on, because the training diverged, the disk is full, the
-  results of a benchmark differ, or an unexpected error occurred. 130 and 143:
-  Ctrl-C or SIGTERM stopped the run, which has saved its state.
+  results of a benchmark differ, or an unexpected error occurred. 129, 130 and
+  143: SIGHUP, Ctrl-C or SIGTERM stopped the run, which has saved its state.
 
   Each error is one line on stderr. `--debug` prints the traceback of an
   unexpected one before that line.

@@ -41,6 +41,7 @@ from jaxclust import (
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError, RunError, one_line
 from jaxclust.frames import unit_rows
+from jaxclust.paths import as_path
 from jaxclust.report import board, console, figures, page
 from jaxclust.report.console import timed
 
@@ -73,8 +74,7 @@ def run(
       kept in the run directory.
   """
   if directory is not None and workdir.check(directory, config.to_dict()):
-    console.say('already finished')
-    return pathlib.Path(directory)
+    return _revisit(config, as_path(directory))
   runtime.prepare()
   seconds = {}
   with records.recorded_warnings() as messages:
@@ -91,6 +91,7 @@ def run(
         f'{title} on {dataset.name} ({len(dataset.images):,} images), '
         f'{runtime.device()}, in {path}'
       )
+      console.left_out(dataset.left_out)
       mirrored = board.mirror(path) if config.get('tensorboard') else None
       with (
         _explaining_how_to_resume(path),
@@ -100,6 +101,18 @@ def run(
           *(path, config, title, dataset, find, seconds, messages, command)
         )
       console.results(summary, records.published(config))
+  return path
+
+
+def _revisit(config, path):
+  """Says that a run is finished, if it had the images that there are now."""
+  runtime.prepare()
+  dataset = None
+  with contextlib.suppress(InputError):  # they may be gone by now
+    dataset, _ = EXPERIMENTS[config.experiment].prepare(config)
+  if dataset is not None and (path / 'origin.json').exists():
+    records.check_origin(path, config, dataset)
+  console.say('already finished')
   return path
 
 

@@ -6,7 +6,6 @@ Axes: N images, K clusters.
 import csv
 import functools
 import io
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from jaxclust import answers, data, findings, model, pipeline, storage, workdir
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
+from jaxclust.paths import as_path
 from jaxclust.report import console, figures, page
 from jaxclust.report.console import timed
 
@@ -37,7 +37,7 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
   dataset = data.with_channels(dataset, own.image_shape[2])
   page.check_embedding(config.embedding)
   for images in pipeline.splits_of(dataset).values():
-    model.check_images(images, own.method is not None)
+    own.check(images)
   return dataset, functools.partial(_predict, own, config, dataset)
 
 
@@ -63,7 +63,7 @@ def _predict(own, config, dataset, path, seconds):
     with timed(seconds, 'export'):
       model.export(own, path / 'model.jaxexport')
   console.say('predictions.csv has the cluster of each image')
-  return {'run': os.path.abspath(config.run), **scores}, sections
+  return {'run': str(as_path(config.run)), **scores}, sections
 
 
 def typical(

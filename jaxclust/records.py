@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclust import data, pipeline, runtime, workdir
+from jaxclust import checks, data, pipeline, runtime, storage, workdir
 from jaxclust.data import Dataset
+from jaxclust.errors import InputError, one_line
 from jaxclust.report import console, page
 
 
@@ -37,15 +38,26 @@ def fill(
     seconds: of the phases, which `find` adds to.
     messages: warnings so far.
     command: what was typed, for the page to tell.
+
+  Raises:
+    InputError: as `check_origin` does.
   """
+  digest = check_origin(path, config, dataset)['data']
   found, sections = find(path, seconds)
-  summary = _circumstances(config, title, dataset) | found
+  summary = _circumstances(config, title, dataset, digest) | found
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
   summary['warnings'] = messages
-  html = page.render(
-    summary, config.to_dict(), published(config), sections, command
-  )
-  workdir.write(path, 'report.html', html.encode())
+  try:
+    html = page.render(
+      summary, config.to_dict(), published(config), sections, command
+    )
+    # Names of files may hold bytes that are no text.
+    workdir.write(path, 'report.html', html.encode(errors='replace'))
+  except OSError:
+    raise
+  except Exception as error:  # nothing that only draws ends a run
+    why = f'{type(error).__name__}: {one_line(error)}'
+    checks.warn(f'report.html cannot be written ({why}); results are complete')
   workdir.write_json(path, 'summary.json', summary)
   return summary
 
@@ -68,7 +80,37 @@ def published(config: Any) -> dict:
   return found if found.get('dataset') == config.data.name else {}
 
 
-def _circumstances(config, title, dataset):
+def check_origin(path: pathlib.Path, config: Any, dataset: Dataset) -> dict:
+  """What a run depends on beside its config: digests of its images, and of the
+  model of `config.run`; versions. `origin.json` keeps it from the start on.
+
+  Warns if versions have changed since then.
+
+  Raises:
+    InputError: if images or model have.
+  """
+  origin = {'data': data.digest(dataset), 'versions': runtime.versions()}
+  if 'run' in config:
+    origin['run'] = storage.digest(config.run)
+  if not (path / 'origin.json').exists():
+    workdir.write_json(path, 'origin.json', origin)
+  old = workdir.parse_object((path / 'origin.json').read_bytes())
+  for key, what in (('data', 'the images'), ('run', 'the model of the run')):
+    if old.get(key) != origin.get(key):
+      raise InputError(
+        f'{what} {config[key].name if key == "data" else config[key]} changed '
+        f'since {path} began: put the old ones back, or name another directory '
+        'with --workdir=DIR'
+      )
+  for name in workdir.differences(old['versions'], origin['versions']):
+    checks.warn(
+      f'{path} began with {name} {old["versions"].get(name)}, which is '
+      f'{origin["versions"].get(name)} now: results may differ'
+    )
+  return origin
+
+
+def _circumstances(config, title, dataset, digest):
   """What was run, on what and with what."""
   test = dataset.test_images
   return {
@@ -78,12 +120,21 @@ def _circumstances(config, title, dataset):
       'num_train': len(dataset.images),
       **({} if test is None else {'num_test': len(test)}),
       'image_shape': list(dataset.images.shape[1:]),
-      'digest': data.digest(dataset),
+      'digest': digest,
+      **_files(dataset),
     },
     **({'seed': config.seed} if 'seed' in config else {}),
     'device': runtime.device(),
     'versions': runtime.versions(),
   }
+
+
+def _files(dataset):
+  """How many files of a folder were used, and which were not, and why."""
+  if not dataset.files:
+    return {}
+  left_out = [{'file': file, 'why': why} for file, why in dataset.left_out]
+  return {'files': {'used': len(dataset.files), 'left_out': left_out}}
 
 
 @contextlib.contextmanager

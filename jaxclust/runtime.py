@@ -11,7 +11,8 @@ import sys
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxclust.errors import InputError, one_line
+from jaxclust.errors import InputError
+from jaxclust.paths import as_path
 
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
 # large buffers, never give back, take 256 MiB at a time.
@@ -76,13 +77,12 @@ def keep_programs(folder: str | os.PathLike | None = None) -> pathlib.Path:
     InputError: if the folder cannot be written.
   """
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  path = pathlib.Path(folder or pathlib.Path(home, 'jaxclust'))
+  path = as_path(folder or pathlib.Path(home, 'jaxclust'))
   try:
-    path = path.expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
     remove_oldest(path, _CACHE_BYTES)
-  except (OSError, RuntimeError) as error:  # there may be no home
-    raise _no_cache(path, one_line(error)) from error
+  except OSError as error:
+    raise _no_cache(path, error.strerror) from error
   if not os.access(path, os.W_OK):
     raise _no_cache(path, 'it is read-only')
   jax.config.update('jax_compilation_cache_dir', str(path))

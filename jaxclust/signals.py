@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run saves its state, then the process ends.
+"""SIGTERM, SIGHUP and Ctrl-C: the run saves its state, then the process ends.
 
 The first signal raises an exception, at once or, where that could lose work, at
 the next `check`. A process that is still there some seconds later, because it
@@ -39,7 +39,8 @@ _requests = types.SimpleNamespace(number=None, waits=False, saves=False)
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-  """Makes SIGTERM and Ctrl-C raise `Stopped`; call it in the main thread.
+  """Makes SIGTERM, SIGHUP and Ctrl-C raise `Stopped`; call it in the main
+  thread. A SIGHUP that is ignored stays so.
 
   Raises:
     Stopped: at the first signal, or at the next `check` within `postponed`.
@@ -47,7 +48,7 @@ def listening() -> Iterator[None]:
   vars(_requests).update(number=None, waits=False, saves=False)
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+  before = {number: signal.signal(number, _stop) for number in _heard()}
   wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
   watcher.start()
@@ -61,6 +62,14 @@ def listening() -> Iterator[None]:
     watcher.join()
     os.close(reader)
     _requests.number = None
+
+
+def _heard():
+  """The signals that stop a run: SIGHUP too, unless `nohup` has it ignored."""
+  hang_up = getattr(signal, 'SIGHUP', None)
+  if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+    return _SIGNALS
+  return (*_SIGNALS, hang_up)
 
 
 def _stop(number, _):

@@ -3,6 +3,7 @@
 Axes: N points, D features of a point, d numbers of a place, K clusters.
 """
 
+import hashlib
 import json
 import pathlib
 
@@ -19,6 +20,7 @@ from jaxclust.algorithms.spreading import Spread
 from jaxclust.checks import check_count
 from jaxclust.errors import InputError, one_line
 from jaxclust.model import Model, assemble, method_of
+from jaxclust.paths import as_path
 
 # Version of the layout of the file.
 _FORMAT = 2
@@ -52,6 +54,12 @@ def _flatten(tree):
   }
 
 
+def digest(path: str | pathlib.Path) -> str:
+  """The SHA-256, in hex, of the first model of a run, from its directory."""
+  content = (as_path(path) / file_of(0)).read_bytes()
+  return hashlib.sha256(content).hexdigest()
+
+
 def load(path: str | pathlib.Path, seed: int = 0) -> Model:
   """Loads the model of a finished run from its directory, without its data.
 
@@ -63,13 +71,13 @@ def load(path: str | pathlib.Path, seed: int = 0) -> Model:
     InputError: if there is no such directory, its run is not finished or leaves
       no model, or the file is damaged.
   """
-  if not str(path) or not pathlib.Path(path).expanduser().is_dir():
+  if not str(path) or not as_path(path).is_dir():
     raise InputError(
       f'the run {str(path)!r} is not a directory: name that of a finished run, '
       'as runs/autoencoder-gmm-digits-...'
     )
   check_count('seed', seed, low=0)
-  path = pathlib.Path(path).expanduser()
+  path = as_path(path)
   file = path / file_of(seed)
   if not workdir.is_finished(path):
     raise InputError(

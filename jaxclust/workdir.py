@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxclust.errors import InputError
+from jaxclust.paths import as_path
 
 _ABSENT = object()
 
@@ -47,7 +48,7 @@ def check(path: pathlib.Path, config: dict) -> bool:
   Raises:
     InputError: if it cannot be written or belongs to another config.
   """
-  path = pathlib.Path(path).absolute()
+  path = as_path(path)
   if _check_config(path, config) and is_finished(path):
     return True
   place = next(p for p in (path, *path.parents) if p.exists())
@@ -74,7 +75,7 @@ def claim(path: pathlib.Path, config: dict) -> Iterator[pathlib.Path]:
     InputError: if it cannot be written, is in use by another run, or belongs to
       another config.
   """
-  path = pathlib.Path(path).absolute()
+  path = as_path(path)
   with contextlib.ExitStack() as stack:
     try:
       path.mkdir(parents=True, exist_ok=True)

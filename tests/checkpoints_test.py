@@ -42,6 +42,13 @@ def test_the_newest_checkpoint_comes_back(tmp_path):
   assert kept == ['5', '5.json', '9', '9.json']
 
 
+@pytest.mark.parametrize('name', ['[a]', 'b*?', '100%25 d', '~e', 'ü#&'])
+def test_a_folder_may_have_any_name(tmp_path, name):
+  save(tmp_path / name, 1, 2)
+  assert restore(tmp_path / name) == 2
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def largest_file(folder):
   files = [file for file in folder.rglob('*') if file.is_file()]
   return max(files, key=lambda file: file.stat().st_size)

@@ -1,5 +1,6 @@
 """Sheets and galleries of images hold each image where it belongs."""
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,3 +67,52 @@ def test_an_image_of_any_channels_is_written(channels, mode, tmp_path):
   )
   with Image.open(tmp_path / 'a' / 'b.png') as image:
     assert (image.mode, image.size) == (mode, (5, 4))
+
+
+def test_a_chart_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch):
+  def save(figure, path):
+    raise MemoryError('Unable to allocate 9 GiB')
+
+  monkeypatch.setattr(figures, '_save', save)
+  told = r'a\.png cannot be drawn \(MemoryError: Unable .* are complete'
+  with pytest.warns(UserWarning, match=told):
+    assert figures.purities(tmp_path / 'a.png', {'train': [1.0]}) is None
+
+
+def test_a_disk_that_takes_no_more_is_an_error(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match='file'):
+    figures.purities(tmp_path / 'file' / 'a.png', {'train': [1.0]})
+
+
+@pytest.mark.parametrize(
+  'name', ['$x_{$', 'a$b', '_hidden', 'caf\udce9', 'x', r'\frac{']
+)
+def test_any_name_of_a_class_is_drawn(tmp_path, name, monkeypatch):
+  """Mathematics, a legend's sign for nothing, bytes that are no text."""
+  monkeypatch.setitem(matplotlib.rcParams, 'text.usetex', True)
+  shown = []
+  save = figures._save
+
+  def record(figure, path):
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    shown.append(legend)
+    return save(figure, path)
+
+  monkeypatch.setattr(figures, '_save', record)
+  points, groups = np.eye(4)[:, :2], np.array([0, 0, 1, 1])
+  path = tmp_path / 'a.png'
+  assert figures.scatter(path, points, groups, [name, 'other']) == path
+  assert [len(legend) for legend in shown] == [2]
+  monkeypatch.undo()
+  assert figures.confusion(path, groups, groups, 2, [name, 'other']) == path
+
+
+def test_a_table_of_many_classes_is_still_a_picture(tmp_path):
+  classes = np.arange(1000)
+  names = list(map(str, classes))
+  figures.confusion(tmp_path / 'a.png', classes, classes, 1000, names)
+  figures.scatter(tmp_path / 'b.png', np.ones((1000, 2)), classes, names)
+  for name in ('a.png', 'b.png'):
+    with Image.open(tmp_path / name) as picture:
+      assert max(picture.size) < 2**13

@@ -22,12 +22,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Packages and their modules from the lowest to the highest. A package itself,
 # its `__init__.py`, comes after its modules.
 ORDER = [
-  ('', 'errors checks memory prefetch programs frames defaults layers rows'),
+  ('', 'errors paths terminal checks memory prefetch programs frames'),
+  ('', 'defaults layers rows'),
   ('', 'inputs networks'),
   ('algorithms', 'consensus neighbors distances solver covariances lloyd em'),
   ('algorithms', 'seeding prediction densities products pruning runs'),
   ('algorithms', 'kmeans gmm assignment spreading'),
-  ('data', 'originals images tfds sources augment batches'),
+  ('data', 'originals images tfds folders sources augment batches'),
   ('methods', 'method heads autoencoder dec dcn vade prototypes neighbors'),
   ('methods', 'committee'),
   ('', 'encoding metrics workdir signals runtime'),

@@ -3,15 +3,17 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from small_runs import ROOT, SMALL, draw_npz, read, run
 
 import launch
-from jaxclust import checkpoints, experiments, phases, training
+from jaxclust import checkpoints, experiments, phases, runtime, training
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +284,44 @@ def test_a_directory_that_cannot_be_used_is_told_before_data_are_read(
   monkeypatch.setattr(experiments.data, 'load', None)
   assert run('kmeans', tmp_path / 'file') == 2
   assert 'cannot be written' in capfd.readouterr().err
+
+
+def test_a_run_goes_on_with_the_images_it_began_with_or_not_at_all(
+  tmp_path, capfd, monkeypatch
+):
+  """Killed or finished: other images under the old name are an error."""
+  name = draw_npz(tmp_path / 'mine.npz')
+  before = (tmp_path / 'mine.npz').read_bytes()
+  flags = [name, *SMALL['kmeans']]
+  with monkeypatch.context() as patch:
+    patch.setattr(phases, 'cluster', lambda *args: {}['gone'])
+    assert run('kmeans', tmp_path / 'run', *flags) == 3
+  other = tmp_path / 'other'
+  other.mkdir()
+  draw_npz(other / 'mine.npz', images=np.zeros((60, 6, 7), np.uint8))
+  for _ in range(2):
+    shutil.copy(other / 'mine.npz', tmp_path / 'mine.npz')
+    capfd.readouterr()
+    assert run('kmeans', tmp_path / 'run', *flags) == 2
+    assert re.search(
+      r'images .*mine\.npz changed since .* began: put the old ones back',
+      capfd.readouterr().err,
+    )
+    (tmp_path / 'mine.npz').write_bytes(before)
+    assert run('kmeans', tmp_path / 'run', *flags) == 0
+  (tmp_path / 'mine.npz').unlink()
+  assert run('kmeans', tmp_path / 'run', *flags) == 0
+  assert 'already finished' in capfd.readouterr().out
+
+
+def test_another_version_is_told(tmp_path, capfd, monkeypatch):
+  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
+  versions = runtime.versions() | {'jax': '99.0'}
+  monkeypatch.setattr(runtime, 'versions', lambda: versions)
+  (tmp_path / 'run' / 'summary.json').unlink()
+  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
+  told = f'began with jax {jax.__version__}, which is 99.0 now'
+  assert told in read(tmp_path / 'run')['warnings'][0]
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_directory(

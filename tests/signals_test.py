@@ -28,7 +28,9 @@ def send(number):
   signal.raise_signal(number)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 def test_a_signal_ends_the_run(number):
   before = signal.getsignal(number)
   with (
@@ -38,6 +40,16 @@ def test_a_signal_ends_the_run(number):
     send(number)
   assert caught.value.status == 128 + number
   assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_goes_away_is_ignored_under_nohup():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals.listening():
+      send(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_waits_for_a_check():

@@ -192,3 +192,12 @@ def test_the_log_of_a_seed_is_its_own(tmp_path):
     for seed in (0, 1)
   }
   assert found == {0: [5, 10], 1: [5]}
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert not workdir.check('~/run', {})
+  with workdir.claim('~/run', {}) as path:
+    assert path == tmp_path / 'run'
+  with pytest.raises(InputError, match='names a home that does not exist'):
+    workdir.check('~nobody-of-that-name/run', {})

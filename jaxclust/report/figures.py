@@ -1,20 +1,24 @@
 """Figures of a run: charts, and sheets of images.
 
 Functions that take a path write a PNG file there, create its folder and return
-the path.
+the path. A chart that cannot be drawn is a warning, and its path None: nothing
+that only draws ends a run.
 
 Axes: N images, H height, W width, C channels, K clusters, G groups or classes.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import optimize
 
-from jaxclust import metrics
+from jaxclust import checks, metrics
+from jaxclust.errors import one_line
 
 # Maximum height of a gallery in inches; Matplotlib cannot draw above 400.
 _MAX_HEIGHT = 150
@@ -28,6 +32,37 @@ COLORS = (
 )
 
 
+# Maximum classes or clusters that a chart names and counts.
+_MOST_NAMES = 60
+
+
+def _chart(draw: Callable) -> Callable:
+  """Lets a function draw in Matplotlib's own style, whatever the user's is, and
+  warn where it cannot; a disk that takes no more is still an error."""
+
+  @functools.wraps(draw)
+  def drawn(path, *args):
+    try:
+      with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        return draw(path, *args)
+    except OSError:
+      raise
+    except Exception as error:
+      why = f'{type(error).__name__}: {one_line(error)}'
+      checks.warn(f'{path.name} cannot be drawn ({why}); results are complete')
+      return None
+
+  return drawn
+
+
+def _plain(name: str) -> str:
+  """A name that Matplotlib shows letter by letter, and in a legend too."""
+  name = name.encode(errors='replace').decode().replace('$', r'\$')
+  return f' {name}' if name.startswith('_') else name
+
+
+@_chart
 def losses(path: Path, records: Sequence[dict]) -> Path:
   """Draws 'train_loss' and, where a record has it, 'val_loss' over epochs."""
   axes = _axes(5.5, 3.4, xlabel='epoch', ylabel='loss')
@@ -42,6 +77,7 @@ def losses(path: Path, records: Sequence[dict]) -> Path:
   return _save(axes.figure, path)
 
 
+@_chart
 def confusion(
   path: Path,
   classes: np.ndarray,
@@ -58,19 +94,24 @@ def confusion(
     for matched, size in zip(pairs, table.shape, strict=True)
   )
   table = table[rows][:, columns]
-  size = 1.4 + 0.42 * max(table.shape)
+  many = max(table.shape) > _MOST_NAMES
+  size = 1.4 + 0.42 * min(max(table.shape), _MOST_NAMES)
   axes = _axes(size + 1, size, xlabel='cluster', ylabel='class')
   share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
   axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  if many:
+    axes.set(xticks=[], yticks=[])
+    return _save(axes.figure, path)
   options = {'ha': 'center', 'va': 'center', 'fontsize': 8}
   for (row, column), count in np.ndenumerate(table):
     color = 'white' if share[row, column] > 0.5 else 'black'
     axes.text(column, row, count, color=color, **options)
   axes.set_xticks(range(len(columns)), columns)
-  axes.set_yticks(range(len(rows)), [names[row] for row in rows])
+  axes.set_yticks(range(len(rows)), [_plain(names[row]) for row in rows])
   return _save(axes.figure, path)
 
 
+@_chart
 def purities(path: Path, scores: dict[str, Sequence[float]]) -> Path:
   """Draws the purities `[K]` of the clusters of each split, highest first."""
   axes = _axes(5.5, 3, xlabel='clusters, purest first', ylabel='purity')
@@ -85,6 +126,7 @@ def purities(path: Path, scores: dict[str, Sequence[float]]) -> Path:
   return _save(axes.figure, path)
 
 
+@_chart
 def sizes(
   path: Path, labels: np.ndarray, confidence: np.ndarray, num_clusters: int
 ) -> Path:
@@ -102,6 +144,7 @@ def sizes(
   return _save(figure, path)
 
 
+@_chart
 def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
   """Draws the score of each restart after each step from histories `[S, R]` of
   S steps and R restarts; a restart that has stopped repeats its last score."""
@@ -116,6 +159,7 @@ def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
   return _save(axes.figure, path)
 
 
+@_chart
 def scatter(
   path: Path, points: np.ndarray, groups: np.ndarray, names: Sequence[str]
 ) -> Path:
@@ -124,12 +168,15 @@ def scatter(
   for group, name in enumerate(names):
     color = COLORS[group % len(COLORS)]
     own = points[groups == group].T
-    axes.scatter(*own, s=6, color=color, label=name, linewidths=0)
+    label = _plain(name)
+    axes.scatter(*own, s=6, color=color, label=label, linewidths=0)
   axes.set_aspect('equal', 'datalim')
-  axes.figure.legend(loc='outside right upper', markerscale=2, fontsize=8)
+  if len(names) <= _MOST_NAMES:
+    axes.figure.legend(loc='outside right upper', markerscale=2, fontsize=8)
   return _save(axes.figure, path)
 
 
+@_chart
 def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
   """Draws each criterion over the number of clusters, and marks its choice.
 
@@ -154,6 +201,7 @@ def sweep(path: Path, records: Sequence[dict], choices: dict) -> Path:
   return _save(figure, path)
 
 
+@_chart
 def leaderboard(path: Path, rows: Sequence[dict]) -> Path:
   """Draws the accuracy of each method on the first split: a point for a seed, a
   bar for the mean."""
@@ -169,6 +217,7 @@ def leaderboard(path: Path, rows: Sequence[dict]) -> Path:
   return _save(axes.figure, path)
 
 
+@_chart
 def benchmark(path: Path, rows: Sequence[dict]) -> Path:
   """Draws rows of `benchmark.measure`: the ratio of each peer's time to that of
   jaxclust, with its spread over rounds; the time of rows without a peer."""
@@ -218,6 +267,7 @@ def _draw_ratios(axes, rows):
   axes.legend()
 
 
+@_chart
 def scaling(path: Path, rows: Sequence[dict]) -> Path:
   """Draws seconds over the number of points, for rows of `benchmark.measure`
   that have a size: a panel for a number of features and of clusters."""
@@ -277,6 +327,7 @@ def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
   return cells.swapaxes(1, 2).reshape(-1, num_columns * width, channels)
 
 
+@_chart
 def gallery(
   path: Path,
   images: np.ndarray,
