@@ -208,7 +208,7 @@ KMEANS = '--config=configs/kmeans.py:digits'
     ),
     (
       ['--config=configs/predict.py:digits', '--config.run=tests'],
-      'the run in tests is not finished',
+      'tests is not finished',
     ),
   ],
 )
