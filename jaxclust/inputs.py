@@ -5,6 +5,8 @@ Axes: N rows, D features.
 
 import dataclasses
 import functools
+import os
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxclust import checks, memory
-from jaxclust.errors import InputError
+from jaxclust.errors import InputError, RunError
 from jaxclust.frames import (
   Frame,
   Sphere,
@@ -44,6 +46,18 @@ _LEAST_NUMBERS = 2**16
 
 # Bytes above which a memory-mapped file is streamed.
 _MAPPED_BYTES = 2**28
+
+
+# Whether arrays have been placed here, and in a process that this is a fork of.
+_process = types.SimpleNamespace(works=False, is_fork=False)
+
+
+def _note_fork():
+  _process.is_fork = _process.works
+
+
+if hasattr(os, 'register_at_fork'):
+  os.register_at_fork(after_in_child=_note_fork)
 
 
 def bucket(count: int, least: int = 1) -> int:
@@ -84,7 +98,14 @@ def place(
 
   Raises:
     InputError: for a wrong shape or dtype, or weights out of range.
+    RunError: in a fork of a process that has placed arrays before.
   """
+  if _process.is_fork:
+    raise RunError(
+      'this process is a fork of one in which JAX works, and would hang '
+      "without its threads: start processes by 'spawn', or with joblib's loky"
+    )
+  _process.works = True
   x = checks.as_real('x', x)
   checks.check_shape(x)
   if block_size is not None:

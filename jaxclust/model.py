@@ -187,9 +187,10 @@ class Model(NamedTuple):
       return
     low, high = self.recipe['values']
     least, largest = value_range(images)
-    is_beyond = least < 2 * low - high or largest > 2 * high - low
+    width = high - low or 1.0
+    is_beyond = least < low - width or largest > high + width
     are_shares = least >= 0 and 0 < largest <= 1
-    if is_beyond or (are_shares and high - low > _SHARES_WIDTH):
+    if is_beyond or (are_shares and width > _SHARES_WIDTH):
       raise InputError(
         f'the images have values from {least:g} to {largest:g} (bytes stand '
         f'for 0 to 1), and those of the run from {low:g} to {high:g}: rescale '
@@ -230,7 +231,7 @@ def check_images(images: jax.Array | np.ndarray, encoded: bool) -> None:
   low, high = images.min(), images.max()
   if encoded and (low < 0 or high > 1):
     raise InputError(
-      f'the images have values from {low:g} to {high:g}: the network takes '
+      f'the images have values from {low:.9g} to {high:.9g}: the network takes '
       'floats from 0 to 1; rescale them, or give uint8'
     )
 

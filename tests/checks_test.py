@@ -1,9 +1,14 @@
 """Checks of options, points and weights, and how `inputs` places these."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import ROOT
 
 from jaxclust import checks, gmm, inputs, kmeans, selection
 from jaxclust.errors import InputError
@@ -185,3 +190,35 @@ def test_large_arrays_are_not_padded():
   rows = place(np.ones((2**19 + 1, 2), np.float32))
   assert rows.shape == (2**19 + 1, 2)
   assert rows.num_padded == 0
+
+
+FORK = """
+import os, warnings
+import numpy as np
+from jaxclust.errors import RunError
+from jaxclust.estimators import KMeans
+
+warnings.simplefilter('ignore')  # JAX warns of forks
+x = np.float32([[0], [1], [5]])
+first = os.fork()
+if not first:
+  KMeans(2).fit(x)  # nothing had been done before
+  os._exit(0)
+assert os.waitpid(first, 0)[1] == 0
+fitted = KMeans(2).fit(x)
+second = os.fork()
+if not second:
+  try:
+    fitted.predict(x)
+  except RunError as error:
+    os._exit('spawn' not in str(error))
+  os._exit(2)
+assert os.waitpid(second, 0)[1] == 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='there are no forks')
+def test_a_fork_says_that_it_would_hang():
+  command = [sys.executable, '-c', FORK]
+  subprocess.run(command, check=True, cwd=ROOT, timeout=120)

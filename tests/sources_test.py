@@ -426,6 +426,20 @@ def test_folders_train_and_test_are_the_splits(tmp_path, labelled):
     assert found.labels is found.test_labels is None
 
 
+def test_one_picture_is_no_set(tmp_path):
+  save(tmp_path / 'a.png', random_images(6, 5))
+  with pytest.raises(InputError, match='neither .* the folder of pic'):
+    data.load(str(tmp_path / 'a.png'))
+
+
+def test_a_folder_that_has_the_name_of_a_set_is_told(tmp_path, monkeypatch):
+  save(tmp_path / 'digits' / 'a.png', random_images(6, 5))
+  monkeypatch.chdir(tmp_path)
+  with pytest.warns(UserWarning, match=r'the folder here is \./digits'):
+    assert len(data.load('digits').images) == 1348
+  assert len(data.load('./digits').images) == 1
+
+
 def test_an_image_beside_the_labels_is_named(tmp_path):
   save(tmp_path / 'a' / '0.png', random_images(6, 5))
   save(tmp_path / 'b.png', random_images(6, 5))

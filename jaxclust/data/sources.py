@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import os
+import zipfile
 
 import numpy as np
 
+from jaxclust.checks import warn
 from jaxclust.data import folders, tfds
 from jaxclust.data.images import (
   Dataset,
@@ -69,6 +71,8 @@ def _default_folder():
 def _read(name, data_dir, raw_dir, size, skip_bad):
   """Returns an unchecked dataset; `size` is for images of different sizes."""
   path = as_path(name)
+  if name in ('digits', *tfds.FAMILY) and path.is_dir():
+    warn(f'{name} is the image set of that name: the folder here is ./{name}')
   if name == 'digits':
     return _digits()
   if path.suffix in ('.npz', '.npy'):
@@ -81,6 +85,11 @@ def _read(name, data_dir, raw_dir, size, skip_bad):
   if name and path.is_dir():
     return folders.read(name, path, size, skip_bad)
   if path.is_file():
+    if not zipfile.is_zipfile(path):
+      raise InputError(
+        f'{path} is neither an .npz nor an .npy: give one, or the folder of '
+        'pictures that it is in'
+      )
     return _from_file(name, path)
   prepared = [n for p in ('*', '*/*') for n in tfds.prepared(data_dir, p)]
   known = sorted({'digits', *tfds.FAMILY, *prepared})

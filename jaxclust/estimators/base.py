@@ -57,7 +57,8 @@ class ReadMixin:
       is_wide = x.dtype == np.float64
       self._dtype = np.float64 if is_wide else np.float32
       is_cut = is_wide and about_mean and not jax.config.jax_enable_x64
-      self._origin = x.mean(axis=0) if is_cut else None
+      with np.errstate(over='ignore'):  # the functions report infinities
+        self._origin = x.mean(axis=0) if is_cut else None
     return self._less_origin(x)
 
   def _less_origin(self, x):
@@ -66,7 +67,7 @@ class ReadMixin:
       cut = x.dtype == np.float64 and not jax.config.jax_enable_x64
       return x.astype(np.float32) if cut else x
     less = np.empty(x.shape, np.float32)
-    with np.errstate(over='ignore'):  # the functions report infinities
+    with np.errstate(over='ignore', invalid='ignore'):
       return np.subtract(x, self._origin, out=less, casting='same_kind')
 
   def _start_less_origin(self, name, centers):
@@ -103,7 +104,10 @@ def words_of_sklearn(**names):
   scikit-learn's.
   """
   names = _NAMES | names
-  words = lambda message: (_rename(message, names), ConvergenceWarning)  # noqa: E731
+
+  def words(message):
+    return _rename(message, names), ConvergenceWarning
+
   try:
     with checks.wording(words):
       yield

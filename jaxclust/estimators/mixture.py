@@ -82,8 +82,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
         reg=self.reg,
         sample_weight=sample_weight,
       )
-    params = [np.asarray(a, self._dtype) for a in result.params]
-    params = GMMParams(*params)
+    params = GMMParams(*(np.asarray(a, self._dtype) for a in result.params))
     params = params._replace(means=self._plus_origin(params.means))
     self.params_ = params
     self.weights_, self.means_ = np.exp(params.log_weights), params.means
