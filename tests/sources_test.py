@@ -428,7 +428,7 @@ def test_folders_train_and_test_are_the_splits(tmp_path, labelled):
 
 def test_one_picture_is_no_set(tmp_path):
   save(tmp_path / 'a.png', random_images(6, 5))
-  with pytest.raises(InputError, match='neither .* the folder of pic'):
+  with pytest.raises(InputError, match=r'neither .* the folder of pic'):
     data.load(str(tmp_path / 'a.png'))
 
 
