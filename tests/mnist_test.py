@@ -85,6 +85,7 @@ def test_a_prepared_set_holds_the_images_and_labels_of_its_files(
       read_idx(raw_dir / f'{prefix}-images-idx3-ubyte.gz', 3),
       read_idx(raw_dir / f'{prefix}-labels-idx1-ubyte.gz', 1),
     )
+  assert data.digest(_load_tiny(tmp_path)) == data.digest(dataset)
   assert capfd.readouterr() == ('', '')
   assert os.listdir(tmp_path / 'tfds') == ['fashion_mnist']
 
