@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+import scipy.sparse
 import sklearn.cluster
 import sklearn.datasets
 import sklearn.mixture
@@ -196,6 +197,19 @@ def test_weights_are_repeated_rows():
     (GaussianMixture(covariance_type='round'), "^covariance_type is 'round'"),
     (GaussianMixture(init_params='best'), "^init_params is 'best'.*means_init"),
     (GaussianMixture(reg=-1), '^reg is -1'),
+    (GaussianMixture(reg_covar=-1), '^reg_covar is -1'),
+    (KMeans(algorithm='full'), "^algorithm is 'full'"),
+    (
+      KMeans(3, init=lambda x, k, random_state: x[:k, :2], n_init=1),
+      r'^init has shape \(1, 3, 2\)',
+    ),
+    (GaussianMixture(2, weights_init=[0.5, 0.6]), '^weights_init sum to 1.1'),
+    (GaussianMixture(2, weights_init=[1]), r'^weights_init has .* be \(2,\)'),
+    (GaussianMixture(1, precisions_init=-np.eye(3)[None]), 'not positive'),
+    (
+      GaussianMixture(1, covariance_type='diag', precisions_init=[[1, 0, 1]]),
+      'values that are not above 0',
+    ),
     (GaussianMixture(2, means_init=X[:3]), r'^means_init has shape \(3, 3\)'),
   ],
 )
@@ -299,6 +313,80 @@ def test_auto_is_as_many_starts_as_scikit_learns(init, count):
   auto, given = (KMeans(3, n_init=n, **options).fit(X) for n in ('auto', count))
   np.testing.assert_array_equal(auto.cluster_centers_, given.cluster_centers_)
   assert auto.inertia_ == given.inertia_
+
+
+def test_sparse_rows_are_dense_ones():
+  dense = np.where(X > 0, X, 0)
+  options = {'n_init': 2, 'random_state': 0}
+  found = KMeans(3, **options).fit(scipy.sparse.csr_array(dense))
+  expected = KMeans(3, **options).fit(dense)
+  close(found.cluster_centers_, expected.cluster_centers_)
+  labels = found.predict(scipy.sparse.csc_array(dense))
+  np.testing.assert_array_equal(labels, expected.labels_)
+
+
+def test_a_function_gives_centers_to_start_from():
+  def first(x, n_clusters, random_state):
+    return np.asarray(x)[random_state.permutation(len(x))[:n_clusters]]
+
+  options = {'n_init': 2, 'random_state': 0, 'algorithm': 'elkan'}
+  state = np.random.RandomState(0)
+  starts = [first(X, 3, state) for _ in range(2)]
+  found = KMeans(3, init=first, **options).fit(X)
+  expected = KMeans(3, init=np.stack(starts)).fit(X)
+  close(found.cluster_centers_, expected.cluster_centers_)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.filterwarnings('ignore::sklearn.exceptions.ConvergenceWarning')
+def test_a_mixture_goes_on_from_what_is_given(family):
+  x = blobs(spread=4.0).astype(np.float64)
+  theirs = sklearn.mixture.GaussianMixture(3, covariance_type=family, tol=0)
+  theirs.set_params(max_iter=2, random_state=0).fit(x)
+  given = {
+    'means_init': theirs.means_,
+    'weights_init': theirs.weights_,
+    'precisions_init': theirs.precisions_,
+    'covariance_type': family,
+    'max_iter': 1,
+    'tol': 0.0,
+    'reg_covar': 1e-6,
+  }
+  theirs = sklearn.mixture.GaussianMixture(3, **given)
+  ours = GaussianMixture(3, **given)
+  for each in (theirs, ours):
+    each.fit(x)
+  mine, peer = map(order_of, (ours.means_, theirs.means_))
+  close(ours.means_[mine], theirs.means_[peer])
+  close(ours.weights_[mine], theirs.weights_[peer])
+  if family != 'tied':
+    close(ours.covariances_[mine], theirs.covariances_[peer], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings('ignore::sklearn.exceptions.ConvergenceWarning')
+def test_a_warm_start_makes_further_steps():
+  options = {'random_state': 0, 'tol': 0.0}
+  warm = GaussianMixture(3, warm_start=True, max_iter=2, **options)
+  bounds = [warm.fit(X).lower_bound_ for _ in range(3)]
+  assert sorted(bounds) == bounds
+  whole = GaussianMixture(3, max_iter=8, **options).fit(X)
+  close(bounds[-1], whole.lower_bound_, rtol=1e-3)
+
+
+def test_random_shares_are_a_start():
+  mixture = GaussianMixture(3, init_params='random', random_state=0)
+  again = clone(mixture).fit(X)
+  mixture.fit(X)
+  assert np.isfinite(mixture.means_).all()
+  np.testing.assert_array_equal(again.means_, mixture.means_)
+
+
+def test_the_ridge_may_be_in_units_of_the_data():
+  x = 1e3 * X
+  variance = x.var(axis=0, dtype=np.float64).mean()
+  given = GaussianMixture(3, reg_covar=0.1 * variance, random_state=0).fit(x)
+  relative = GaussianMixture(3, reg=0.1, random_state=0).fit(x)
+  close(given.covariances_, relative.covariances_)
 
 
 SECONDS = (

@@ -150,7 +150,9 @@ def read(name, folder, size):
 
 def _write_copy(folder, dataset, source):
   fields = dataset._asdict().items()
-  arrays = {key: value for key, value in fields if isinstance(value, np.ndarray)}
+  arrays = {
+    key: value for key, value in fields if isinstance(value, np.ndarray)
+  }
   arrays |= {'label_names': dataset.label_names, 'source': source}
   # If the folder is read-only or the disk full, later reads decode again.
   with (

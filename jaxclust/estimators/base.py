@@ -36,6 +36,8 @@ parameters = dataclasses.dataclass(eq=False, repr=False)
 class ReadMixin:
   """Reads rows and random states of the caller."""
 
+  _reads_sparse = False
+
   def _read(self, X, reset=True):
     """Rows `[N, D]` in a dtype that the functions read; without a reset, X must
     have the features of the fit."""
@@ -51,8 +53,14 @@ class ReadMixin:
     and JAX has no such numbers: float32 may not tell the rows apart."""
     if not reset:
       check_is_fitted(self)
-    dtypes = [np.float64, np.float32, np.uint8]
-    x = validate_data(self, X, reset=reset, dtype=dtypes)
+    x = validate_data(
+      self,
+      X,
+      reset=reset,
+      dtype=[np.float64, np.float32, np.uint8],
+      accept_sparse='csr' if self._reads_sparse else False,
+    )
+    x = x.toarray() if hasattr(x, 'toarray') else x
     if reset:
       is_wide = x.dtype == np.float64
       self._dtype = np.float64 if is_wide else np.float32
@@ -91,6 +99,7 @@ class ReadMixin:
 
   def __sklearn_tags__(self):
     tags = super().__sklearn_tags__()
+    tags.input_tags.sparse = self._reads_sparse
     if tags.transformer_tags is not None:
       tags.transformer_tags.preserves_dtype = ['float32']
     return tags

@@ -13,7 +13,9 @@ from sklearn.base import (
   ClusterMixin,
   TransformerMixin,
 )
+from sklearn.utils import check_random_state
 
+from jaxclust import checks
 from jaxclust.algorithms import kmeans
 from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
 
@@ -34,8 +36,8 @@ class KMeans(
 
   Args:
     n_clusters: K.
-    init: 'k-means++', 'k-means||', 'random', or centers `[K, D]` or
-      `[R, K, D]`.
+    init: 'k-means++', 'k-means||', 'random', centers `[K, D]` or `[R, K, D]`,
+      or a function `(X, n_clusters, random_state)` that returns some.
     n_init: R starts; given centers bring their own. 'auto' is 10 for 'random',
       and 1 for others.
     max_iter: most steps of a start.
@@ -43,6 +45,12 @@ class KMeans(
       variance of the features, as scikit-learn's.
     metric: 'euclidean' or 'cosine'.
     random_state: see the package.
+    algorithm: 'lloyd' or 'elkan', which are the same here: exact steps, with
+      bounds where these save work.
+    verbose: whether to print how a fit has ended.
+    copy_x: has no effect, as X is never changed.
+
+  Sparse rows are read as dense ones.
 
   Attributes are scikit-learn's: `cluster_centers_` `[K, D]`, `labels_` `[N]`,
   `inertia_` and `n_iter_`.
@@ -56,13 +64,22 @@ class KMeans(
   tol: float = 1e-4
   metric: str = 'euclidean'
   random_state: Any = None
+  algorithm: str = 'lloyd'
+  verbose: int = 0
+  copy_x: bool = True
+
+  _reads_sparse = True
 
   def fit(self, X, y=None, sample_weight=None):
     """Clusters rows `[N, D]` of weights `[N]`."""
+    checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
     x = self._read_centered(X, about_mean=self.metric != 'cosine')
     init, num_restarts = self.init, self.n_init
     if num_restarts == 'auto':
-      num_restarts = 10 if str(init) == 'random' else 1
+      drawn = callable(init) or str(init) == 'random'
+      num_restarts = 10 if drawn else 1
+    if callable(init):
+      init = self._call(X, num_restarts)
     if not isinstance(init, str):
       init = self._start_less_origin('init', init)
     with words_of_sklearn():
@@ -82,7 +99,18 @@ class KMeans(
     self.n_iter_ = int(result.num_steps)
     labels = kmeans.predict(result.centers, x, metric=self.metric)
     self.labels_ = np.asarray(labels)
+    if self.verbose:
+      print(f'k-means: {self.n_iter_} steps, inertia {self.inertia_:.6g}')
     return self
+
+  def _call(self, X, num_restarts):
+    """Centers `[R, K, D]` of the caller's function."""
+    state = check_random_state(self.random_state)
+    starts = [
+      self.init(X, self.n_clusters, random_state=state)
+      for _ in range(num_restarts)
+    ]
+    return np.stack([checks.as_real('init', start) for start in starts])
 
   def predict(self, X):
     """Labels `[N]` of rows `[N, D]`."""

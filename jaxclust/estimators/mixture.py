@@ -6,10 +6,12 @@ Axes: N rows, D features, K components, R starts.
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jaxclust import checks
 from jaxclust.algorithms import gmm
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.errors import InputError
@@ -43,10 +45,18 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       whereas scikit-learn's reg_covar is in units of the data.
     max_iter: most steps of a start.
     n_init: R starts.
-    init_params: 'kmeans', 'k-means++' or 'random_from_data'.
+    init_params: 'kmeans', 'k-means++', 'random_from_data' or 'random' (means of
+      the rows with random weights).
     means_init: means `[K, D]` or `[R, K, D]` to start from in place of that,
       with equal weights and the covariance of the data, or None.
     random_state: see the package.
+    reg_covar: the ridge in units of the data, in place of `reg`, or None.
+    weights_init: weights `[K]` of the start, or None.
+    precisions_init: precisions of the start, in the shape of `precisions_`, or
+      None.
+    warm_start: whether a fit goes on from the one before.
+    verbose: whether to print how a fit has ended.
+    verbose_interval: has no effect.
 
   Attributes are scikit-learn's: `weights_` `[K]`, `means_` `[K, D]`, and
   `covariances_`, `precisions_` and `precisions_cholesky_` `[K, D, D]`, tied
@@ -65,23 +75,27 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   init_params: str = 'kmeans'
   means_init: Any = None
   random_state: Any = None
+  reg_covar: float | None = None
+  weights_init: Any = None
+  precisions_init: Any = None
+  warm_start: bool = False
+  verbose: int = 0
+  verbose_interval: int = 10
 
   def fit(self, X, y=None, sample_weight=None):
     """Fits rows `[N, D]` of weights `[N]`."""
     x = self._read_centered(X)
     with words_of_sklearn(init='means_init'):
-      result = gmm.fit(
-        self._key(),
-        x,
-        num_components=self.n_components,
-        covariance=self.covariance_type,
-        num_restarts=self.n_init,
-        init=self._start(),
-        max_steps=self.max_iter,
-        tol=self.tol,
-        reg=self.reg,
-        sample_weight=sample_weight,
-      )
+      options = {
+        'num_components': self.n_components,
+        'covariance': self.covariance_type,
+        'num_restarts': self.n_init,
+        'reg': self._reg(x),
+        'sample_weight': sample_weight,
+      }
+      key = self._key()
+      options['init'] = self._start(key, x, options)
+      result = gmm.fit(key, x, max_steps=self.max_iter, tol=self.tol, **options)
     params = GMMParams(*(np.asarray(a, self._dtype) for a in result.params))
     params = params._replace(means=self._plus_origin(params.means))
     self.params_ = params
@@ -94,18 +108,72 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     self.converged_ = bool(result.converged)
     self.n_iter_ = int(result.num_steps)
     self.lower_bound_ = float(result.log_likelihood)
+    if self.verbose:
+      print(f'EM: {self.n_iter_} steps, log-likelihood {self.lower_bound_:.6g}')
     return self
 
-  def _start(self):
+  def _reg(self, x):
+    """The ridge in units of the mean variance of the features."""
+    if self.reg_covar is None:
+      return self.reg
+    checks.check_number('reg_covar', self.reg_covar)
+    variance = x.var(axis=0, dtype=np.float64).mean()
+    return self.reg_covar / variance if variance > 0 else self.reg
+
+  def _start(self, key, x, options):
+    """What EM starts from, about the origin."""
+    if self.warm_start and hasattr(self, 'params_'):
+      return self._params_less_origin()
+    start = self._means(key, x)
+    if self.weights_init is None and self.precisions_init is None:
+      return start
+    # scikit-learn's start, some of which the caller knows better.
+    state = gmm.start(key, x, init=start, **options)
+    params = GMMParams(*map(np.asarray, gmm.best(state).params))
+    if not isinstance(start, str):
+      params = params._replace(means=start)
+    if self.weights_init is not None:
+      weights = self._given('weights_init', params.log_weights.shape)
+      if (weights < 0).any() or not np.isclose(weights.sum(), 1):
+        raise InputError(
+          f'weights_init sum to {weights.sum():.6g}: they must be at least 0 '
+          'and sum to 1'
+        )
+      with np.errstate(divide='ignore'):
+        params = params._replace(log_weights=np.log(weights))
+    if self.precisions_init is not None:
+      shape = SHAPES[self.covariance_type](params.scale_tril).shape
+      precisions = self._given('precisions_init', shape)
+      params = params._replace(
+        scale_tril=_factors(self.covariance_type, precisions)
+      )
+    return params
+
+  def _means(self, key, x):
+    """Means to start from, or the name of a start."""
     if self.means_init is not None:
       return self._start_less_origin('means_init', self.means_init)
+    if self.init_params == 'random':
+      rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+      shares = rng.uniform(size=(len(x), self.n_components))
+      shares /= shares.sum(axis=1, keepdims=True)
+      return shares.T @ x / shares.sum(axis=0)[:, None]
     start = _STARTS.get(str(self.init_params))
     if start is None:
       raise InputError(
         f'init_params is {self.init_params!r}: it must be one of '
-        f'{", ".join(_STARTS)}; means go to means_init'
+        f'{", ".join((*_STARTS, "random"))}; means go to means_init'
       )
     return start
+
+  def _given(self, name, shape):
+    """An array of the caller's in a shape that it must have."""
+    array = np.asarray(checks.as_real(name, getattr(self, name)), np.float64)
+    if array.shape != shape:
+      raise InputError(f'{name} has shape {array.shape}: it must be {shape}')
+    if not np.isfinite(array).all():
+      raise InputError(f'{name} has values that are NaN or infinite')
+    return array
 
   def fit_predict(self, X, y=None, sample_weight=None):
     """Fits rows `[N, D]` and labels them."""
@@ -160,6 +228,23 @@ def _inverse_transpose(factor):
   return np.triu(np.linalg.inv(factor.astype(np.float64)).mT).astype(
     factor.dtype
   )
+
+
+def _factors(family, precisions):
+  """scale_tril from precisions in scikit-learn's shape."""
+  if family in ('diag', 'spherical'):
+    if (precisions <= 0).any():
+      raise InputError('precisions_init has values that are not above 0')
+    scale = 1 / np.sqrt(precisions)
+    return scale if family == 'diag' else scale[:, None]
+  matrices = precisions if family == 'full' else precisions[None]
+  try:
+    np.linalg.cholesky(matrices)
+    return np.linalg.cholesky(np.linalg.inv(matrices))
+  except np.linalg.LinAlgError as error:
+    raise InputError(
+      'precisions_init has a matrix that is not positive definite'
+    ) from error
 
 
 def _square(factor):
