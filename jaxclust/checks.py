@@ -135,7 +135,7 @@ def check_centers(
 
 
 def check_key(key: Any) -> None:
-  """Checks that draws have a random key of JAX's, or its raw bits `[2]`."""
+  """Checks that draws have a random key of JAX's, or its raw bits."""
   dtype = getattr(key, 'dtype', np.dtype(object))
   is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
   if not is_typed and not (dtype == np.uint32 and key.ndim == 1):
@@ -190,7 +190,8 @@ def check_digits(x: np.ndarray, dtype: Any) -> None:
     return
   some = x[:: -(-len(x) // _ROWS_FOR_DIGITS)].astype(np.float64)
   with np.errstate(over='ignore', invalid='ignore'):
-    rounding = np.abs(some - some.astype(dtype)).max()
+    rounding = some - some.astype(dtype)
+    rounding = np.abs(rounding - rounding.mean(axis=0)).max()
     spread = np.sqrt(np.square(some - some.mean(axis=0)).mean())
     noise = 8 * np.finfo(some.dtype).eps * np.abs(some).max()
   if spread > noise and rounding > _ROUNDING_SHARE * spread:

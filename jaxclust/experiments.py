@@ -108,10 +108,11 @@ def _revisit(config, path):
   """Says that a run is finished, if it had the images that there are now."""
   runtime.prepare()
   dataset = None
-  with contextlib.suppress(InputError):  # they may be gone by now
-    dataset, _ = EXPERIMENTS[config.experiment].prepare(config)
-  if dataset is not None and (path / 'origin.json').exists():
-    records.check_origin(path, config, dataset)
+  with records.recorded_warnings():
+    with contextlib.suppress(InputError):  # they may be gone by now
+      dataset, _ = EXPERIMENTS[config.experiment].prepare(config)
+    if dataset is not None and (path / 'origin.json').exists():
+      records.check_origin(path, config, dataset)
   console.say('already finished')
   return path
 
@@ -219,9 +220,10 @@ def _benchmark(config, dataset, contests, path, seconds):
   """Measures this code against its peers, beginning with the first row that no
   earlier process has measured; writes benchmark.json."""
   key, images = jax.random.key(config.seed), jnp.asarray(dataset.images)
+  rows = workdir.read_log(path, phase='benchmark')
+  workdir.rewind_log(path, 'row', len(rows), phase='benchmark')
   limits = _limits(path, config.benchmark.limit_size)
   options = config.benchmark.rounds, config.benchmark.patience, limits
-  rows = workdir.read_log(path, phase='benchmark')
   with (
     timed(seconds, 'benchmark', quietly=True),
     console.progress('benchmark', len(contests)) as show,

@@ -113,8 +113,6 @@ def place(
   if x.dtype == np.float64 and not jax.config.jax_enable_x64:
     checks.warn('x is float64 and is cast to float32')
   dtype = float_dtype(x)
-  if isinstance(x, np.ndarray):
-    checks.check_digits(x, dtype)
   weight = sample_weight
   if weight is not None:
     weight = checks.check_weights(weight, len(x), dtype, may_be_zero)
@@ -178,7 +176,10 @@ def prepare(
   `check(N, D, **options)` raises an InputError; `groups` is the option that
   holds the number of clusters or components. The rest is as for `place`.
   """
+  x = checks.as_real('x', x)
   rows = place(x, sample_weight, block_size=block_size)
+  if isinstance(x, np.ndarray):
+    checks.check_digits(x, rows.dtype)
   check(rows.shape[0] - rows.num_padded, rows.shape[1], **options)
   if not checks.is_traced(rows.weight):
     positive = int((np.asarray(rows.weight) > 0).sum())

@@ -186,7 +186,9 @@ class Model(NamedTuple):
     if 'values' not in self.recipe:
       return
     low, high = self.recipe['values']
-    least, largest = value_range(images)
+    least, largest = float(images.min()), float(images.max())
+    if images.dtype == np.uint8:
+      least, largest = least / 255, largest / 255
     width = high - low or 1.0
     is_beyond = least < low - width or largest > high + width
     are_shares = least >= 0 and 0 < largest <= 1

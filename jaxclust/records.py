@@ -94,7 +94,7 @@ def check_origin(path: pathlib.Path, config: Any, dataset: Dataset) -> dict:
     origin['run'] = storage.digest(config.run)
   if not (path / 'origin.json').exists():
     workdir.write_json(path, 'origin.json', origin)
-  old = workdir.parse_object((path / 'origin.json').read_bytes())
+  old = _read_origin(path / 'origin.json')
   for key, what in (('data', 'the images'), ('run', 'the model of the run')):
     if old.get(key) != origin.get(key):
       raise InputError(
@@ -108,6 +108,19 @@ def check_origin(path: pathlib.Path, config: Any, dataset: Dataset) -> dict:
       f'{origin["versions"].get(name)} now: results may differ'
     )
   return origin
+
+
+def _read_origin(file):
+  try:
+    origin = workdir.parse_object(file.read_bytes())
+    if isinstance(origin['versions'], dict):
+      return origin
+  except (ValueError, KeyError):
+    pass
+  raise InputError(
+    f'{file} is damaged, so that nothing tells what the run began with: name '
+    'another directory with --workdir=DIR'
+  )
 
 
 def _circumstances(config, title, dataset, digest):

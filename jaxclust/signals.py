@@ -50,7 +50,9 @@ def listening() -> Iterator[None]:
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _stop) for number in _heard()}
   wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
+  watcher = threading.Thread(
+    target=_watch, args=(reader, tuple(before)), daemon=True
+  )
   watcher.start()
   try:
     yield
@@ -79,7 +81,7 @@ def _stop(number, _):
       raise Stopped(number)
 
 
-def _watch(reader):
+def _watch(reader, heard):
   """Ends the process when the main thread does not.
 
   Python runs signal handlers only between two bytecodes of the main thread, but
@@ -97,7 +99,7 @@ def _watch(reader):
     number = os.read(reader, 1)
     if not number:
       return
-    if number[0] not in _SIGNALS:
+    if number[0] not in heard:
       continue
     if first is None:
       first, deadline = number[0], time.monotonic() + _SECONDS_TO_END
@@ -106,7 +108,8 @@ def _watch(reader):
 
 
 def _end(number):
-  os.write(2, f'error: {Stopped(number)}\n'.encode())
+  with contextlib.suppress(OSError):  # the terminal may be gone
+    os.write(2, f'error: {Stopped(number)}\n'.encode())
   os._exit(128 + number)
 
 

@@ -33,10 +33,11 @@ CHECKED = [
   ),
 ]
 REDRAWN = {
-  'check_sample_weight_equivalence_on_dense_data': (
+  f'check_sample_weight_equivalence_on_{kind}_data': (
     'starts are drawn anew where rows are repeated; '
     'see test_weights_are_repeated_rows'
   )
+  for kind in ('dense', 'sparse')
 }
 
 
@@ -204,6 +205,12 @@ def test_weights_are_repeated_rows():
       r'^init has shape \(1, 3, 2\)',
     ),
     (GaussianMixture(2, weights_init=[0.5, 0.6]), '^weights_init sum to 1.1'),
+    (GaussianMixture(2, weights_init=[0, 1]), 'the least is 0: they must be'),
+    (
+      GaussianMixture(2, weights_init=[0.5, 0.5], means_init=[X[:2], X[2:4]]),
+      r'^means_init has shape \(2, 2, 3\): beside',
+    ),
+    (KMeans(2, init=lambda x, k, random_state: x, n_init=0), '^n_init is 0'),
     (GaussianMixture(2, weights_init=[1]), r'^weights_init has .* be \(2,\)'),
     (GaussianMixture(1, precisions_init=-np.eye(3)[None]), 'not positive'),
     (
@@ -327,12 +334,12 @@ def test_sparse_rows_are_dense_ones():
 
 def test_a_function_gives_centers_to_start_from():
   def first(x, n_clusters, random_state):
-    return np.asarray(x)[random_state.permutation(len(x))[:n_clusters]]
+    return x[random_state.permutation(len(x))[:n_clusters]]
 
   options = {'n_init': 2, 'random_state': 0, 'algorithm': 'elkan'}
   state = np.random.RandomState(0)
   starts = [first(X, 3, state) for _ in range(2)]
-  found = KMeans(3, init=first, **options).fit(X)
+  found = KMeans(3, init=first, **options).fit(X.tolist())
   expected = KMeans(3, init=np.stack(starts)).fit(X)
   close(found.cluster_centers_, expected.cluster_centers_)
 
@@ -417,6 +424,29 @@ def test_rows_that_float32_cannot_tell_apart_end_as_in_float64(x):
     close(far.score_samples(x), near.score_samples(x - mean))
     drawn, _ = far.sample(200)
     close(drawn - mean, near.sample(200)[0], atol=1e-3)
+
+
+def test_rows_of_weight_zero_move_no_origin():
+  x = np.concatenate([X.astype(np.float64), np.full((9, 3), 1e12)])
+  weight = np.r_[np.ones(len(X)), np.zeros(9)]
+  found = KMeans(3, random_state=0).fit(x, sample_weight=weight)
+  expected = KMeans(3, random_state=0).fit(X.astype(np.float64))
+  assert same_partition(found.labels_[: len(X)], expected.labels_)
+  for options in ({'reg_covar': 0.1}, {'init_params': 'random'}):
+    mixtures = [
+      GaussianMixture(3, random_state=0, **options).fit(rows, sample_weight=w)
+      for rows, w in ((x, weight), (x[: len(X)], None))
+    ]
+    spread = [np.sort(mixture.means_[:, 0]) for mixture in mixtures]
+    if 'reg_covar' in options:
+      close(*spread)
+    assert np.abs(spread[0]).max() < 20
+
+
+def test_random_shares_are_drawn_for_each_start():
+  options = {'init_params': 'random', 'random_state': 0, 'max_iter': 300}
+  one, many = (GaussianMixture(3, n_init=n, **options).fit(X) for n in (1, 8))
+  assert many.lower_bound_ >= one.lower_bound_ - 1e-5
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])

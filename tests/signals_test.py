@@ -28,6 +28,13 @@ def send(number):
   signal.raise_signal(number)
 
 
+@pytest.fixture(autouse=True)
+def _no_nohup():
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
   'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 )
@@ -144,13 +151,16 @@ import signal, threading
 from jaxclust import signals
 
 signals._SECONDS_TO_END = 0
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with signals.listening(), signals.postponed():
   signal.raise_signal({number})
   threading.Event().wait()  # stands for a device
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 def test_a_process_that_does_not_end_in_time_is_ended(number):
   done = run(DEAF.format(number=int(number)))
   assert done.returncode == 128 + number

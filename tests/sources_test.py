@@ -387,6 +387,13 @@ def test_files_that_are_left_out_are_told_with_a_reason(tmp_path):
   }
 
 
+def test_a_link_to_a_hidden_folder_is_followed(tmp_path):
+  for name in ('.cache/cats/0.png', 'dogs/0.png'):
+    save(tmp_path / name, random_images(6, 5))
+  (tmp_path / 'cats').symlink_to(tmp_path / '.cache' / 'cats')
+  assert data.load(str(tmp_path)).files == ('cats/0.png', 'dogs/0.png')
+
+
 def test_a_link_to_a_folder_elsewhere_is_followed_once(tmp_path):
   save(tmp_path / 'far' / '0.png', random_images(6, 5))
   for name in ('a', 'b'):

@@ -63,10 +63,10 @@ def read(
     files.sort(key=_is_test)
   images, files, bad, odd = _read_images(root, files, size)
   if bad and not (skip_bad and files):
-    raise InputError(
-      f'{_named(root, bad)}: repair or remove them, or go on without them with '
-      '--config.data.skip_bad=True'
-    )
+    remedy = 'or go on without them with --config.data.skip_bad=True'
+    if not files:
+      remedy = 'as none is left'
+    raise InputError(f'{_named(root, bad)}: repair or remove them, {remedy}')
   if odd and not skip_bad:
     usual = images.shape[1:3]
     raise InputError(
@@ -139,7 +139,8 @@ def _walk(root):
 
 
 def _visible(root: Path, left_out: list) -> Iterator[str]:
-  """Paths of files that are not hidden, below the root; each folder once."""
+  """Paths of files that are not hidden, below the root; links to a folder
+  elsewhere, or to a hidden one, are followed once."""
   inside = os.path.realpath(root)
   linked = set()
 
@@ -156,7 +157,9 @@ def _visible(root: Path, left_out: list) -> Iterator[str]:
       return True
     target = os.path.realpath(place)
     common = os.path.commonpath([target, inside])
-    if target in linked or common in (target, inside):
+    is_hidden = f'{os.sep}.' in target.removeprefix(inside)
+    is_here = common == target or (common == inside and not is_hidden)
+    if target in linked or is_here:
       left_out.append(
         (path_of(folder, name), 'is a link to a folder read here')
       )

@@ -37,6 +37,7 @@ class ReadMixin:
   """Reads rows and random states of the caller."""
 
   _reads_sparse = False
+  _preserves = ('float32',)  # dtypes of rows that `transform` returns alike
 
   def _read(self, X, reset=True):
     """Rows `[N, D]` in a dtype that the functions read; without a reset, X must
@@ -48,9 +49,10 @@ class ReadMixin:
       dtypes = [np.float64, *dtypes]
     return validate_data(self, X, reset=reset, dtype=dtypes)
 
-  def _read_centered(self, X, reset=True, about_mean=True):
-    """Rows likewise, as differences from the mean of the fit if that is float64
-    and JAX has no such numbers: float32 may not tell the rows apart."""
+  def _read_centered(self, X, sample_weight=None, reset=True, about_mean=True):
+    """Rows likewise, as differences from the weighted mean of the fit if that
+    is float64 and JAX has no such numbers, as float32 may not tell them apart.
+    """
     if not reset:
       check_is_fitted(self)
     x = validate_data(
@@ -66,7 +68,7 @@ class ReadMixin:
       self._dtype = np.float64 if is_wide else np.float32
       is_cut = is_wide and about_mean and not jax.config.jax_enable_x64
       with np.errstate(over='ignore'):  # the functions report infinities
-        self._origin = x.mean(axis=0) if is_cut else None
+        self._origin = weighted_mean(x, sample_weight) if is_cut else None
     return self._less_origin(x)
 
   def _less_origin(self, x):
@@ -101,8 +103,16 @@ class ReadMixin:
     tags = super().__sklearn_tags__()
     tags.input_tags.sparse = self._reads_sparse
     if tags.transformer_tags is not None:
-      tags.transformer_tags.preserves_dtype = ['float32']
+      tags.transformer_tags.preserves_dtype = list(self._preserves)
     return tags
+
+
+def weighted_mean(x, sample_weight):
+  """The mean `[D]` float64 of rows `[N, D]` of weights `[N]`, 1 if None."""
+  if sample_weight is None:
+    return x.mean(axis=0, dtype=np.float64)
+  weight = checks.check_weights(sample_weight, len(x), np.float64)
+  return weight @ x / weight.sum()
 
 
 @contextlib.contextmanager

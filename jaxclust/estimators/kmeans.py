@@ -69,17 +69,20 @@ class KMeans(
   copy_x: bool = True
 
   _reads_sparse = True
+  _preserves = ('float64', 'float32')
 
   def fit(self, X, y=None, sample_weight=None):
     """Clusters rows `[N, D]` of weights `[N]`."""
     checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
-    x = self._read_centered(X, about_mean=self.metric != 'cosine')
+    x = self._read_centered(
+      X, sample_weight, about_mean=self.metric != 'cosine'
+    )
     init, num_restarts = self.init, self.n_init
     if num_restarts == 'auto':
       drawn = callable(init) or str(init) == 'random'
       num_restarts = 10 if drawn else 1
     if callable(init):
-      init = self._call(X, num_restarts)
+      init = self._call(self._plus_origin(x), num_restarts)
     if not isinstance(init, str):
       init = self._start_less_origin('init', init)
     with words_of_sklearn():
@@ -105,6 +108,7 @@ class KMeans(
 
   def _call(self, X, num_restarts):
     """Centers `[R, K, D]` of the caller's function."""
+    checks.check_count('n_init', num_restarts)
     state = check_random_state(self.random_state)
     starts = [
       self.init(X, self.n_clusters, random_state=state)

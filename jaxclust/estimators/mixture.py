@@ -15,7 +15,12 @@ from jaxclust import checks
 from jaxclust.algorithms import gmm
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.errors import InputError
-from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
+from jaxclust.estimators.base import (
+  ReadMixin,
+  parameters,
+  weighted_mean,
+  words_of_sklearn,
+)
 
 # scikit-learn's name of a start -> that of `gmm.fit`.
 _STARTS = {
@@ -51,9 +56,8 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       with equal weights and the covariance of the data, or None.
     random_state: see the package.
     reg_covar: the ridge in units of the data, in place of `reg`, or None.
-    weights_init: weights `[K]` of the start, or None.
-    precisions_init: precisions of the start, in the shape of `precisions_`, or
-      None.
+    weights_init: weights `[K]` of the start, which is then one, or None.
+    precisions_init: its precisions, in the shape of `precisions_`, or None.
     warm_start: whether a fit goes on from the one before.
     verbose: whether to print how a fit has ended.
     verbose_interval: has no effect.
@@ -84,13 +88,13 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   def fit(self, X, y=None, sample_weight=None):
     """Fits rows `[N, D]` of weights `[N]`."""
-    x = self._read_centered(X)
+    x = self._read_centered(X, sample_weight)
     with words_of_sklearn(init='means_init'):
       options = {
         'num_components': self.n_components,
         'covariance': self.covariance_type,
         'num_restarts': self.n_init,
-        'reg': self._reg(x),
+        'reg': self._reg(x, sample_weight),
         'sample_weight': sample_weight,
       }
       key = self._key()
@@ -112,35 +116,48 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       print(f'EM: {self.n_iter_} steps, log-likelihood {self.lower_bound_:.6g}')
     return self
 
-  def _reg(self, x):
+  def _reg(self, x, sample_weight):
     """The ridge in units of the mean variance of the features."""
     if self.reg_covar is None:
       return self.reg
     checks.check_number('reg_covar', self.reg_covar)
-    variance = x.var(axis=0, dtype=np.float64).mean()
+    mean = weighted_mean(x, sample_weight)
+    variance = weighted_mean(np.square(x - mean), sample_weight).mean()
     return self.reg_covar / variance if variance > 0 else self.reg
 
   def _start(self, key, x, options):
     """What EM starts from, about the origin."""
     if self.warm_start and hasattr(self, 'params_'):
+      shape = self.n_components, x.shape[1]
+      if self.params_.means.shape != shape:
+        raise InputError(
+          f'warm_start goes on from means of shape {self.params_.means.shape}, '
+          f'and {shape} are needed: set it to False'
+        )
       return self._params_less_origin()
-    start = self._means(key, x)
+    start = self._means(key, x, options['sample_weight'])
     if self.weights_init is None and self.precisions_init is None:
       return start
-    # scikit-learn's start, some of which the caller knows better.
+    if not isinstance(start, str) and start.ndim > 2:
+      if len(start) > 1 and self.means_init is not None:
+        raise InputError(
+          f'means_init has shape {start.shape}: beside weights_init or '
+          'precisions_init it must be of one start, [K, D]'
+        )
+      start = start[0]
+    # A start of which the caller knows some better.
     state = gmm.start(key, x, init=start, **options)
     params = GMMParams(*map(np.asarray, gmm.best(state).params))
     if not isinstance(start, str):
       params = params._replace(means=start)
     if self.weights_init is not None:
       weights = self._given('weights_init', params.log_weights.shape)
-      if (weights < 0).any() or not np.isclose(weights.sum(), 1):
+      if (weights <= 0).any() or not np.isclose(weights.sum(), 1):
         raise InputError(
-          f'weights_init sum to {weights.sum():.6g}: they must be at least 0 '
-          'and sum to 1'
+          f'weights_init sum to {weights.sum():.6g}, the least is '
+          f'{weights.min():.6g}: they must be above 0 and sum to 1'
         )
-      with np.errstate(divide='ignore'):
-        params = params._replace(log_weights=np.log(weights))
+      params = params._replace(log_weights=np.log(weights))
     if self.precisions_init is not None:
       shape = SHAPES[self.covariance_type](params.scale_tril).shape
       precisions = self._given('precisions_init', shape)
@@ -149,15 +166,20 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       )
     return params
 
-  def _means(self, key, x):
+  def _means(self, key, x, sample_weight):
     """Means to start from, or the name of a start."""
     if self.means_init is not None:
       return self._start_less_origin('means_init', self.means_init)
     if self.init_params == 'random':
       rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-      shares = rng.uniform(size=(len(x), self.n_components))
-      shares /= shares.sum(axis=1, keepdims=True)
-      return shares.T @ x / shares.sum(axis=0)[:, None]
+      starts = []
+      for _ in range(checks.check_count('n_init', self.n_init)):
+        shares = rng.uniform(size=(len(x), self.n_components))
+        shares /= shares.sum(axis=1, keepdims=True)
+        if sample_weight is not None:
+          shares *= checks.check_weights(sample_weight, len(x), float)[:, None]
+        starts.append(shares.T @ x / shares.sum(axis=0)[:, None])
+      return np.stack(starts)
     start = _STARTS.get(str(self.init_params))
     if start is None:
       raise InputError(

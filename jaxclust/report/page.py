@@ -276,8 +276,8 @@ def _map(findings, folder, embedding):
     points = EMBEDDINGS[place].function(x)
     for name, values in groups.items():
       path = folder / f'map_{place}_{name}.png'
-      figures.scatter(path, points, values, names[name])
-      charts.append((path, f'map by {place}, colored by {name}'))
+      chart = figures.scatter(path, points, values, names[name])
+      charts.append((chart, f'map by {place}, colored by {name}'))
     low, high = points.min(axis=0), points.max(axis=0)
     span = np.maximum(high - low, 1e-30).max()
     places[place] = np.round((points - low) / span, 4).tolist()
