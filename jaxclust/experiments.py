@@ -256,11 +256,11 @@ def _benchmark(config, dataset, contests, path, seconds):
 
 def _limits(path, size):
   """The limits of the machine, as the run's first process measured them."""
-  found = workdir.read_log(path, phase='limits')
-  if not found:
-    workdir.log(path, phase='limits', **benchmark.measure_limits(size))
-    found = workdir.read_log(path, phase='limits')
-  return found[-1]
+  if found := workdir.read_log(path, phase='limits'):
+    return found[-1]['limits']
+  limits = benchmark.measure_limits(size)
+  workdir.log(path, phase='limits', limits=limits)
+  return limits
 
 
 class Experiment(NamedTuple):

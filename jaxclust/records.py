@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxclust import checks, data, pipeline, runtime, storage, workdir
 from jaxclust.data import Dataset
-from jaxclust.errors import InputError, one_line
-from jaxclust.report import console, page
+from jaxclust.errors import InputError
+from jaxclust.report import console, figures, page
 
 
 def fill(
@@ -47,17 +47,12 @@ def fill(
   summary = _circumstances(config, title, dataset, digest) | found
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
   summary['warnings'] = messages
-  try:
+  with figures.drawing('report.html'):
     html = page.render(
       summary, config.to_dict(), published(config), sections, command
     )
     # Names of files may hold bytes that are no text.
     workdir.write(path, 'report.html', html.encode(errors='replace'))
-  except OSError:
-    raise
-  except Exception as error:  # nothing that only draws ends a run
-    why = f'{type(error).__name__}: {one_line(error)}'
-    checks.warn(f'report.html cannot be written ({why}); results are complete')
   workdir.write_json(path, 'summary.json', summary)
   return summary
 

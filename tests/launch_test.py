@@ -14,6 +14,7 @@ from small_runs import ROOT, SMALL, draw_npz, read, run
 
 import launch
 from jaxclust import checkpoints, experiments, phases, runtime, training
+from jaxclust.report import figures, page
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +313,31 @@ def test_a_run_goes_on_with_the_images_it_began_with_or_not_at_all(
   (tmp_path / 'mine.npz').unlink()
   assert run('kmeans', tmp_path / 'run', *flags) == 0
   assert 'already finished' in capfd.readouterr().out
+
+
+def test_a_damaged_origin_is_named(tmp_path, capfd):
+  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
+  for content in ('{', '{}', '{"versions": 1}'):
+    (tmp_path / 'run' / 'origin.json').write_text(content)
+    assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 2
+    assert 'origin.json is damaged' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('part', ['charts', 'page'])
+def test_nothing_that_only_draws_ends_a_run(tmp_path, monkeypatch, part):
+  def fail(*args, **options):
+    raise MemoryError('no room')
+
+  if part == 'charts':
+    monkeypatch.setattr(figures, '_save', fail)
+  else:
+    monkeypatch.setattr(page, 'render', fail)
+  assert run('kmeans', tmp_path, *SMALL['kmeans']) == 0
+  told = read(tmp_path)['warnings']
+  names = 'map_pca_class.png' if part == 'charts' else 'report.html'
+  assert any(f'{names} cannot be drawn (MemoryError' in line for line in told)
+  assert (tmp_path / 'report.html').exists() == (part == 'charts')
+  assert (tmp_path / 'assignments.npz').exists()
 
 
 def test_another_version_is_told(tmp_path, capfd, monkeypatch):

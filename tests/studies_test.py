@@ -91,7 +91,11 @@ def test_a_benchmark_goes_on_with_its_next_row(tmp_path, monkeypatch):
     ),
   )
   assert run('benchmark', tmp_path) == 3
+  with open(tmp_path / 'metrics.jsonl', 'a') as log:
+    log.write('{"phase": "benchm')  # as a kill leaves it
   assert run('benchmark', tmp_path) == 0
+  logged = workdir.read_log(tmp_path, phase='benchmark')
+  assert [row['name'] for row in logged] == ['a', 'b', 'c']
   assert measured == [(name, 1e9) for name in ('a', 'b', 'b', 'c')]
   found = read(tmp_path, 'benchmark.json')['rows']
   assert [(row['row'], row['name']) for row in found] == [

@@ -41,25 +41,28 @@ def _first_call(work, key, images):
   name, _, tolerance = first_call.WORK[work]
   tasks = {library: _task(work, library) for library in first_call.LIBRARIES}
   if work != 'import':
-    tasks[f'{OURS}, kept programs'] = _task(work, OURS, keeps_programs=True)
+    folder = tempfile.mkdtemp(prefix='jaxclust-')
+    kept = _task(work, OURS, folder)
+    weakref.finalize(kept.run, shutil.rmtree, folder)
+    tasks[f'{OURS}, kept programs'] = kept
   return Contest(
     f'first call, {name}', tasks, tolerance, operations=0, numbers=0
   )
 
 
-def _task(work, library, keeps_programs=False):
+def _task(work, library, folder=None):
   """A process that times itself, as its own start and import do not count.
 
-  Programs are kept from the warm-up on, or never.
+  Programs are kept in the folder from the warm-up on, or never if it is None.
   """
-  told, folder = [], tempfile.mkdtemp(prefix='jaxclust-')
+  told = []
 
   def run():
     command = [sys.executable, '-P', first_call.__file__, work, library]
-    command += [folder] if keeps_programs else []
+    command += [folder] if folder else []
     paths = str(_ROOT), os.environ.get('PYTHONPATH', '')
     environment = os.environ | {
-      'JAX_ENABLE_COMPILATION_CACHE': str(int(keeps_programs)),
+      'JAX_ENABLE_COMPILATION_CACHE': str(int(bool(folder))),
       'PYTHONPATH': os.pathsep.join(filter(None, paths)),
     }
     done = subprocess.run(
@@ -68,5 +71,4 @@ def _task(work, library, keeps_programs=False):
     told[:] = map(float, done.stdout.split())
     return lambda: told[1]
 
-  weakref.finalize(run, shutil.rmtree, folder)
   return Task(run, seconds=lambda: told[0])

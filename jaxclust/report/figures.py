@@ -7,8 +7,9 @@ that only draws ends a run.
 Axes: N images, H height, W width, C channels, K clusters, G groups or classes.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -36,22 +37,28 @@ COLORS = (
 _MOST_NAMES = 60
 
 
+@contextlib.contextmanager
+def drawing(name: str) -> Iterator[None]:
+  """Warns where a file cannot be drawn; a disk that takes no more is still an
+  error."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    why = f'{type(error).__name__}: {one_line(error)}'
+    checks.warn(f'{name} cannot be drawn ({why}); results are complete')
+
+
 def _chart(draw: Callable) -> Callable:
   """Lets a function draw in Matplotlib's own style, whatever the user's is, and
-  warn where it cannot; a disk that takes no more is still an error."""
+  return None where it cannot."""
 
   @functools.wraps(draw)
   def drawn(path, *args):
-    try:
-      with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        return draw(path, *args)
-    except OSError:
-      raise
-    except Exception as error:
-      why = f'{type(error).__name__}: {one_line(error)}'
-      checks.warn(f'{path.name} cannot be drawn ({why}); results are complete')
-      return None
+    with drawing(path.name), matplotlib.rc_context():
+      matplotlib.rcdefaults()
+      return draw(path, *args)
 
   return drawn
 
