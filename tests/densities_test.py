@@ -59,6 +59,13 @@ def test_samples_come_with_their_components():
   np.testing.assert_array_equal(x, gmm.sample(KEY, far, 50))
 
 
+def test_another_number_of_samples_compiles_nothing(count_programs):
+  params = params_of('full')
+  many = np.asarray(gmm.sample(KEY, params, 100))
+  assert count_programs(gmm.sample, KEY, params, 7) == 0
+  np.testing.assert_array_equal(gmm.sample(KEY, params, 7), many[:7])
+
+
 def test_strange_points_score_high():
   x, _ = clusters()
   params = params_of('full', num_features=3)

@@ -119,6 +119,17 @@ def test_float32_agrees_with_float64():
   np.testing.assert_allclose(single.centers, double.centers, rtol=1e-4)
 
 
+@pytest.mark.parametrize('scale', [1e-6, 1.0, 3e5])
+def test_a_center_lies_at_no_distance_from_itself(scale):
+  rng = np.random.default_rng(0)
+  for _ in range(10):
+    centers = scale * rng.normal(size=(7, 5)) + rng.normal(size=5)
+    centers = centers.astype(np.float32)
+    distances = kmeans.transform(centers, centers)
+    np.testing.assert_array_equal(np.diagonal(distances), np.zeros(7))
+    assert kmeans.score(centers, centers) == 0
+
+
 def test_distances_are_scikit_learns():
   x, _ = blobs(spread=4.0)
   x += 1000

@@ -9,7 +9,7 @@ import pytest
 from point_sets import blobs
 
 from jaxclust import kmeans
-from jaxclust.algorithms import seeding
+from jaxclust.algorithms import minibatches, seeding
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.errors import InputError
 from jaxclust.inputs import METRICS
@@ -84,7 +84,7 @@ def test_sample_starts_and_batches_are_drawn_with_keys_of_their_own(
 
   record(seeding, 'sample', 0)
   record(seeding, 'seed', 0)
-  record(kmeans, '_run_batches', 0)
+  record(minibatches, 'run', 0)
   fit(blobs()[0], batch_size=32)
   assert len(keys) == 3
   numbers = {tuple(jax.random.key_data(key).tolist()) for key in (KEY, *keys)}

@@ -20,6 +20,7 @@ from jaxclust.algorithms.covariances import color
 from jaxclust.algorithms.em import GMMParams
 from jaxclust.frames import Frame
 from jaxclust.inputs import (
+  bucket,
   check_values,
   on_any_mesh,
   padded_groups,
@@ -28,6 +29,10 @@ from jaxclust.inputs import (
 )
 from jaxclust.programs import compiled
 from jaxclust.rows import map_rows
+
+# Least number of points that are drawn together, and most of a number that is
+# rounded up to share a program.
+_LEAST_SAMPLES, _SHARED_SAMPLES = 128, 2**14
 
 
 def log_prob(
@@ -64,7 +69,6 @@ def sample(key: jax.Array, params: GMMParams, num_samples: int) -> jax.Array:
   return sample_with_labels(key, params, num_samples)[0]
 
 
-@functools.partial(jax.jit, static_argnames='num_samples')
 def sample_with_labels(
   key: jax.Array, params: GMMParams, num_samples: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -72,6 +76,16 @@ def sample_with_labels(
   are drawn from."""
   checks.check_key(key)
   checks.check_count('num_samples', num_samples, low=0)
+  if checks.is_traced(key, params) or num_samples > _SHARED_SAMPLES:
+    return _draw(key, params, num_samples)
+  # Few points are the first of some more, so that few programs serve all.
+  drawn = _draw(key, params, bucket(num_samples, _LEAST_SAMPLES))
+  first = jax.tree.map(lambda a: np.asarray(a)[:num_samples], drawn)
+  return jax.device_put(first)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw(key, params, num_samples):
   num_components, num_features = params.means.shape
   label_key, noise_key = jax.random.split(key)
   labels = jax.random.categorical(

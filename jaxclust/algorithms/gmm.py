@@ -50,7 +50,10 @@ update = functools.partial(runs.update, decay=0.9)
 
 
 class GMMResult(NamedTuple):
-  """The best of the runs, in the data's units, components by falling weight."""
+  """The best of the runs, in the data's units.
+
+  Components come by falling weight, or in the order of a given start.
+  """
 
   params: GMMParams
   counts: jax.Array  # [K] weight of the points of each component
@@ -59,6 +62,7 @@ class GMMResult(NamedTuple):
   stop_reason: jax.Array  # [] int32, a StopReason
   num_repaired: jax.Array  # [] int32, larger ridges than reg in the last step
   log_likelihoods: jax.Array  # [R] of all runs
+  history: Any = ()  # [solver.HISTORY] after 0, 1, ... steps of `fit`
 
   @property
   def converged(self) -> jax.Array:
@@ -91,7 +95,7 @@ def fit(
     init: 'k-means' (EM starts from its clusters), 'k-means++' or 'random' (from
       rows, with equal weights and the data's covariance), means `[K, D]` or
       `[R, K, D]` (likewise), or `GMMParams` to go on from.
-    max_steps: most steps of a restart.
+    max_steps: most steps of a restart; 0 for the start itself.
     tol: a restart has converged when a step gains at most this much mean
       log-likelihood.
     reg: ridge on the covariances, in units of the features' mean variance.
@@ -109,8 +113,11 @@ def fit(
   options |= {'covariance': covariance, 'init': init, 'reg': reg}
   rows = _prepare(x, sample_weight, block_size, **options, **ends)
   state = _begin(key, rows, **options)
-  state, _ = runs.run_rows(state, rows, reg=reg, **ends)
-  result = best(state)
+  ended, history = runs.run_rows(state, rows, reg=reg, **ends)
+  result = best(ended, in_order=not isinstance(init, str))
+  history = -solver.history_of_best(state, ended, history)
+  history = jax.device_put(in_units(ended, history))
+  result = result._replace(history=history)
   warn(result, sample_weight)
   return result
 
@@ -154,7 +161,7 @@ def check(
   checks.check_groups('num_components', num_components, num_points)
   checks.check_count('num_restarts', num_restarts)
   checks.check_number('reg', reg)
-  checks.check_count('max_steps', max_steps)
+  checks.check_count('max_steps', max_steps, low=0)
   checks.check_number('tol', tol)
   checks.check_choice('covariance', covariance, FAMILIES)
   if isinstance(init, GMMParams):
@@ -196,15 +203,20 @@ def _check_params(params, num_components, covariance, num_features):
     )
 
 
-def best(state: Solution) -> GMMResult:
-  """Returns the run of largest finite likelihood, in the data's units."""
+def best(state: Solution, in_order: bool = False) -> GMMResult:
+  """Returns the run of largest finite likelihood, in the data's units.
+
+  Components come by falling weight, or with `in_order` as in the state.
+  """
   lib = jnp if checks.is_traced(state) else np
   state = jax.tree.map(lib.asarray, state)
   index = solver.best_run(state.objective)
   params, num_repaired = jax.tree.map(lambda a: a[index], state.params)
-  order = lib.argsort(-params.log_weights, stable=True)
+  is_there = params.log_weights > -lib.inf
+  order = lib.where(is_there, 0, lib.inf) if in_order else -params.log_weights
+  order = lib.argsort(order, stable=True)
   if lib is np:
-    order = order[: (params.log_weights > -np.inf).sum()]
+    order = order[: is_there.sum()]
   scale_tril = params.scale_tril * state.frame.scale
   if len(scale_tril) == len(params.log_weights):
     scale_tril = scale_tril[order]
@@ -270,7 +282,7 @@ def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
       'few distinct rows, or starts were equal; use fewer, or other starts'
     )
   reason = int(result.stop_reason)
-  if reason == StopReason.MAX_STEPS:
+  if reason == StopReason.MAX_STEPS and result.num_steps > 0:
     checks.warn(
       f'EM did not converge in {int(result.num_steps)} steps: '
       'raise max_steps or tol'

@@ -13,8 +13,6 @@ References:
     https://doi.org/10.1109/TIT.1982.1056489
   Dhillon and Modha (2001), Concept decompositions for large sparse text data
     using clustering, https://doi.org/10.1023/A:1007612920971
-  Sculley (2010), Web-scale k-means clustering,
-    https://doi.org/10.1145/1772690.1772862
 """
 
 import functools
@@ -23,11 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxclust import checks
-from jaxclust.algorithms import runs, seeding, solver
-from jaxclust.algorithms.lloyd import LLOYD
+from jaxclust.algorithms import minibatches, runs, seeding, solver
+from jaxclust.algorithms.lloyd import LLOYD, Sums, pad
 from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
   predict,
   score,
@@ -35,9 +32,8 @@ from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
 )
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
+from jaxclust.frames import Frame, Sphere
 from jaxclust.inputs import METRICS, on_any_mesh, prepare
-from jaxclust.programs import compiled
-from jaxclust.rows import Rows, cumulate, take_rows
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
@@ -45,7 +41,10 @@ update = functools.partial(runs.update, decay=1.0)
 
 
 class KMeansResult(NamedTuple):
-  """The best of the runs, in the data's units, clusters by falling size."""
+  """The best of the runs, in the data's units.
+
+  Clusters come by falling size, or in the order of starts that were given.
+  """
 
   centers: jax.Array  # [K, D]
   counts: jax.Array  # [K] weights of each cluster's points
@@ -53,6 +52,7 @@ class KMeansResult(NamedTuple):
   num_steps: jax.Array  # [] int32
   stop_reason: jax.Array  # [] int32, a StopReason
   inertias: jax.Array  # [R] of all runs
+  history: Any = ()  # [solver.HISTORY] after 0, 1, ... steps of `fit`
 
   @property
   def converged(self) -> jax.Array:
@@ -109,8 +109,11 @@ def fit(
   ends = {'max_steps': max_steps, 'tol': tol}
   rows = _prepare(x, sample_weight, block_size, **options, **ends)
   state = runs.seeded(key, rows, num_clusters, num_restarts, init)
-  state, _ = runs.run_rows(state, rows, **ends)
-  result = best(state)
+  ended, history = runs.run_rows(state, rows, **ends)
+  result = best(ended, in_order=not isinstance(init, str))
+  history = solver.history_of_best(state, ended, history)
+  history = history * rows.frame.scale**2
+  result = result._replace(history=jax.device_put(history))
   warn(result)
   return result
 
@@ -126,6 +129,9 @@ def fit_minibatch(
   init: Any = 'k-means++',
   metric: str = 'euclidean',
   num_batches: int = 100,
+  tol: float = 0.0,
+  patience: int | None = None,
+  sample_size: int | None = None,
   sample_weight: jax.Array | None = None,
   block_size: int | None = None,
 ) -> KMeansResult:
@@ -133,8 +139,8 @@ def fit_minibatch(
 
   A step reads a mini-batch in place of all rows; a last pass assigns all rows.
   The inertia ends a few percent above that of `fit`, in a fraction of its time.
-  The fit does not wait for convergence: `stop_reason` is MAX_STEPS. Draws are
-  in float32, which misses some of more than 2**23 rows; `update` takes any
+  `stop_reason` is MAX_STEPS where neither tol nor patience end a restart. Draws
+  are in float32, which misses some of more than 2**23 rows; `update` takes any
   number.
 
   Args:
@@ -143,9 +149,14 @@ def fit_minibatch(
     num_clusters: K, at most N.
     batch_size: B rows of a mini-batch, drawn with replacement in proportion to
       their weights.
-    num_restarts: and those not named, as for `fit`. Starts are drawn from a
-      sample of `max(3 B, 10 K)` rows.
-    num_batches: steps of each restart.
+    num_restarts: and those not named, as for `fit`.
+    num_batches: most steps of a restart.
+    tol: a restart has converged when a batch moves its centers by at most this,
+      as for `fit`; 0 to go on.
+    patience: a restart has converged when the smoothed inertia of so many
+      batches in a row is no less than before; None to go on.
+    sample_size: rows from which starts are drawn, at least K; `max(3 B, 10 K)`
+      if None.
 
   Returns:
     The run of least finite inertia over all points.
@@ -156,16 +167,25 @@ def fit_minibatch(
   checks.check_key(key)
   checks.check_count('batch_size', batch_size)
   checks.check_count('num_batches', num_batches)
+  if patience is not None:
+    checks.check_count('patience', patience)
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
   options |= {'init': init, 'metric': metric}
-  rows = _prepare(x, sample_weight, block_size, **options)
-  keys = [jax.random.fold_in(key, purpose) for purpose in range(3)]
+  rows = _prepare(x, sample_weight, block_size, tol=tol, **options)
   size = max(3 * batch_size, 10 * num_clusters)
+  if sample_size is not None:
+    size = checks.check_count('sample_size', sample_size, num_clusters)
+  keys = [jax.random.fold_in(key, purpose) for purpose in range(3)]
   some = seeding.sample(keys[1], rows, size)
   clusters = seeding.seed(keys[0], some, num_clusters, num_restarts, init)
   state = solver.begin(LLOYD, clusters, some)
-  state = _run_batches(keys[2], state, rows, num_batches, batch_size)
-  result = best(state)
+  ends = minibatches.Ends(
+    num_batches,
+    tol=checks.as_number(tol),
+    patience=np.iinfo(np.int32).max if patience is None else patience,
+  )
+  state = minibatches.run(keys[2], state, rows, ends, batch_size)
+  result = best(state, in_order=not isinstance(init, str))
   warn(result, in_batches=True)
   return result
 
@@ -190,13 +210,17 @@ def start(
   return runs.first_step(state, rows)
 
 
-def best(state: Solution) -> KMeansResult:
-  """Returns the run of least finite inertia, in the data's units."""
+def best(state: Solution, in_order: bool = False) -> KMeansResult:
+  """Returns the run of least finite inertia, in the data's units.
+
+  Clusters come by falling size, or with `in_order` as they stand in the state.
+  """
   lib = jnp if checks.is_traced(state) else np
   state = jax.tree.map(lib.asarray, state)
   index = solver.best_run(state.objective)
   counts, active = state.stats.counts[index], state.params.active[index]
-  order = lib.argsort(-lib.where(active, counts, -1), stable=True)
+  size = lib.where(active, 0 if in_order else counts, -1)
+  order = lib.argsort(-size, stable=True)
   if lib is np:
     order = order[: active.sum()]
   scale = lib.square(state.frame.scale)
@@ -209,6 +233,30 @@ def best(state: Solution) -> KMeansResult:
     inertias=state.objective * scale,
   )
   return jax.device_put(result)
+
+
+def resume(result: KMeansResult, metric: str = 'euclidean') -> Solution:
+  """A state of one run that stands where a fit has ended.
+
+  For `update` with points that come later: those of the fit weigh what they
+  did. Clusters stay in their order, which `best(state, in_order=True)` keeps.
+  """
+  centers, counts = result.centers[None], result.counts[None]
+  mean = counts @ result.centers / counts.sum()
+  between = result.counts @ jnp.square(result.centers - mean).sum(axis=1)
+  variance = (result.inertia + between) / (counts.sum() * centers.shape[-1])
+  scale = jnp.sqrt(jnp.where(variance > 0, variance, 1))
+  frame = Sphere(scale) if metric == 'cosine' else Frame(mean[0], scale)
+  centers = frame.apply(centers)
+  inertia = result.inertia[None] / scale**2
+  return Solution(
+    frame=frame,
+    params=pad(centers, centers.shape[1], centers.shape[1]),
+    stats=Sums(counts[..., None] * centers, counts, inertia),
+    objective=inertia,
+    num_steps=result.num_steps[None],
+    stop_reason=jnp.full((1,), StopReason.RUNNING, jnp.int32),
+  )
 
 
 def centers_of_runs(state: Solution) -> jax.Array:
@@ -271,47 +319,3 @@ def warn(result: KMeansResult, in_batches: bool = False) -> None:
       f'k-means found {occupied} distinct of {num_clusters} clusters: '
       'x has too few distinct rows'
     )
-
-
-def _run_batches(key, state, rows, num_batches, batch_size):
-  """Updates R runs with mini-batches drawn in proportion to the weights, then
-  assigns all points."""
-
-  def update(runs):
-    return _update(key, runs, rows, num_batches, batch_size)
-
-  runs = state._replace(frame=())
-  if rows.is_streamed:  # each batch is read once for all runs
-    runs = update(runs)
-  else:
-    runs = solver.each_run(update, runs, checks.is_traced(key, state, rows))
-  new = solver.begin(LLOYD, runs.params, rows)
-  lib = jnp if checks.is_traced(new) else np
-  reason = lib.where(
-    solver.is_running(new), StopReason.MAX_STEPS, new.stop_reason
-  )
-  return new._replace(num_steps=runs.num_steps, stop_reason=reason)
-
-
-@functools.partial(compiled, static=(4,))
-def _update(key, runs, rows, num_batches, batch_size):
-  mass = jnp.asarray(cumulate(rows, rows.weight))
-
-  def body(step, runs):
-    place = _draw_places(jax.random.fold_in(key, step), mass, batch_size)
-    weight = jnp.ones(batch_size, mass.dtype)
-    batch = Rows(take_rows(rows, place), weight, rows.frame)
-    return solver.partial_fit(LLOYD, runs, batch, 1.0, 0.0)
-
-  if not rows.is_streamed:
-    return lax.fori_loop(0, num_batches, body, runs)
-  for step in range(num_batches):
-    runs = body(step, runs)
-  return runs
-
-
-@functools.partial(jax.jit, static_argnames='count')
-def _draw_places(key, mass, count):
-  draws = jax.random.uniform(key, (count,), mass.dtype, 0, mass[-1])
-  places = jnp.searchsorted(mass, draws, side='right')
-  return jnp.minimum(places, jnp.argmax(mass)).astype(jnp.int32)

@@ -44,7 +44,7 @@ def predict(
   [1, 1, 0]
   """
   rows, params = _prepare(centers, x, metric, block_size)
-  return rows.trim(_pass(map_rows, _label_block, metric, params, rows))
+  return rows.trim(_pass(map_rows, _label_block, params, rows))
 
 
 @on_any_mesh
@@ -61,7 +61,7 @@ def transform(
   """
   rows, params = _prepare(centers, x, metric, block_size)
   block = _cosine_distances if metric == 'cosine' else _distances
-  found = rows.trim(_pass(map_rows, block, metric, params, rows))
+  found = rows.trim(_pass(map_rows, block, params, rows))
   return found[:, : np.shape(centers)[0]]
 
 
@@ -76,37 +76,42 @@ def score(
 ) -> jax.Array:
   """The negative inertia `[]` of points `[N, D]`: higher is better."""
   rows, params = _prepare(centers, x, metric, block_size, sample_weight)
-  return _pass(reduce_rows, _score_block, metric, params, rows)
+  return _pass(reduce_rows, _score_block, params, rows)
 
 
 def _prepare(centers, x, metric, block_size, sample_weight=None):
-  """Checked rows without a frame, and centers in the data's units."""
+  """Checked rows in a frame made for the centers, and these, in the data's
+  units."""
   checks.check_choice('metric', metric, METRICS)
   rows = check_values(place(x, sample_weight, block_size=block_size))
   checks.check_centers('centers', centers, None, rows.shape[1])
   lib = jnp if checks.is_traced(centers) else np
   centers = lib.asarray(centers).astype(rows.dtype)
   size = padded_groups(len(centers), rows)
+  rows = dataclasses.replace(rows, frame=_frame_of(metric, centers, lib))
   return rows, pad(centers[None], len(centers), size)
 
 
-@functools.partial(compiled, static=(0, 1, 2))
-def _pass(over, block, metric, params, rows):
-  """`map_rows` or `reduce_rows` of a block, in a frame made for the centers."""
-  frame = _frame_of(metric, params)
-  params = params._replace(centers=frame.apply(params.centers))
-  rows = dataclasses.replace(rows, frame=frame)
-  return over(block, (params, frame.scale), rows, width=params.active.size)
+@functools.partial(compiled, static=(0, 1))
+def _pass(over, block, params, rows):
+  """`map_rows` or `reduce_rows` of a block."""
+  centers = rows.frame.apply(params.centers)
+  params = params._replace(centers=centers), rows.frame.scale
+  return over(block, params, rows, width=centers[..., 0].size)
 
 
-def _frame_of(metric, params):
-  """A frame in which the distance from centers keeps its digits."""
+def _frame_of(metric, centers, lib):
+  """A frame in which the distance from centers `[K, D]` keeps its digits.
+
+  It is data of the pass, and scales by a power of two, so that a row that is a
+  center is where that is, in whatever order XLA subtracts and multiplies.
+  """
   if metric == 'cosine':
-    return Sphere(jnp.ones((), params.centers.dtype))
-  centers, active = params.centers[0], params.active[0][:, None]
-  offset = jnp.mean(centers, axis=0, where=active)
-  spread = jnp.where(active, jnp.abs(centers - offset[None]), 0).max()
-  return Frame(offset, jnp.where(spread > 0, spread, 1))
+    return Sphere(lib.ones((), centers.dtype))
+  offset = centers.mean(axis=0)
+  spread = lib.abs(centers - offset[None]).max()
+  _, exponent = lib.frexp(lib.where(spread > 0, spread, 1))
+  return Frame(offset, lib.ldexp(lib.ones((), centers.dtype), exponent))
 
 
 def _label_block(params, x):

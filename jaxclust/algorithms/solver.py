@@ -190,7 +190,7 @@ def _iterate(algorithm, state, rows, tol, reg, max_steps, most):
     old, memory, history = carry
     active = is_active(old)
     new, memory = step(old, memory, rows)
-    new = _choose(active, new, old)
+    new = choose(active, new, old)
     since = (number >= (old.num_steps - begun)[:, None]) & active[:, None]
     return new, memory, jnp.where(since, new.objective[:, None], history)
 
@@ -234,10 +234,10 @@ def _if_finite(finite, new, old):
   reason = jnp.full_like(old.stop_reason, StopReason.NONFINITE)
   steps = jnp.maximum(old.num_steps, 0)
   kept = old._replace(num_steps=steps, stop_reason=reason)
-  return _choose(finite, new, kept)
+  return choose(finite, new, kept)
 
 
-def _choose(mask, new, old):
+def choose(mask, new, old):
   """Takes each run from new where mask `[R]` says so, else from old."""
   return jax.tree.map(lambda a, b: jnp.where(along(mask, a), a, b), new, old)
 
@@ -287,3 +287,20 @@ def best_run(objective: jax.Array) -> jax.Array:
   """The index of the smallest finite objective of `[R]`; 0 if none is."""
   lib = jnp if checks.is_traced(objective) else np
   return lib.argmin(lib.where(lib.isfinite(objective), objective, lib.inf))
+
+
+def history_of_best(
+  begun: Solution, ended: Solution, history: jax.Array
+) -> jax.Array:
+  """Objectives `[HISTORY]` of the best run, that of its start first.
+
+  Args:
+    begun: R runs that `run` was given.
+    ended: what it returned of them.
+    history: and the objectives `[HISTORY, R]`.
+  """
+  lib = jnp if checks.is_traced(ended, history) else np
+  best = best_run(lib.asarray(ended.objective))
+  history = lib.asarray(history)[:, best]
+  from_start = lib.concatenate([begun.objective[best][None], history[:-1]])
+  return lib.where(begun.num_steps[best] < 0, history, from_start)

@@ -14,9 +14,10 @@ drawn.
 from typing import Any
 
 from jaxclust.estimators.kmeans import KMeans
+from jaxclust.estimators.minibatch import MiniBatchKMeans
 from jaxclust.estimators.mixture import GaussianMixture
 
-__all__ = ['ConvAutoencoder', 'GaussianMixture', 'KMeans']
+__all__ = ['ConvAutoencoder', 'GaussianMixture', 'KMeans', 'MiniBatchKMeans']
 
 
 def __getattr__(name: str) -> Any:

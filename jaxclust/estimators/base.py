@@ -28,6 +28,25 @@ _NAMES = {
   'num_epochs': 'epochs',
 }
 
+# Messages of the functions -> scikit-learn's, which callers may filter by.
+_MESSAGES = (
+  (
+    r'n_(clusters|components) is (\d+), but x has only (\d+) rows',
+    r'n_samples=\3 should be >= n_\1=\2',
+  ),
+  (r'n_samples is (.*): it', r"Invalid value for 'n_samples': \1. It"),
+  (
+    r'k-means found (\d+) distinct of (\d+) clusters: .*',
+    r'Number of distinct clusters (\1) found smaller than n_clusters (\2). '
+    'Possibly due to duplicate points in X.',
+  ),
+  (
+    'EM did not converge in .*',
+    'Best performing initialization did not converge. Try different init '
+    'parameters, or increase max_iter, tol, or check for degenerate data.',
+  ),
+)
+
 # Makes a class with a field for each parameter, in the way of scikit-learn:
 # the constructor stores them, and does nothing else.
 parameters = dataclasses.dataclass(eq=False, repr=False)
@@ -80,12 +99,22 @@ class ReadMixin:
     with np.errstate(over='ignore', invalid='ignore'):
       return np.subtract(x, self._origin, out=less, casting='same_kind')
 
-  def _start_less_origin(self, name, centers):
-    """Centers to start from, likewise, if they have the features of the rows;
-    the functions report those that have not."""
+  def _start_less_origin(self, name, centers, num_clusters):
+    """Centers to start from, `[K, D]` or `[R, K, D]`, likewise."""
     centers = checks.as_real(name, centers)
-    fits = centers.shape[-1:] == (self.n_features_in_,)
-    return self._less_origin(centers) if fits else centers
+    wanted = {
+      'features of the data': self.n_features_in_, 'clusters': num_clusters
+    }  # fmt: skip
+    for (what, count), found in zip(
+      wanted.items(), (*centers.shape[::-1], None, None), strict=False
+    ):
+      if found != count:
+        raise InputError(
+          f'The shape of the initial centers {centers.shape} does not match '
+          f'the number of {what} {count}: {name} must end in '
+          f'[{num_clusters}, {self.n_features_in_}]'
+        )
+    return self._less_origin(centers)
 
   def _plus_origin(self, x):
     """Rows `[..., D]` in the data's units, in the dtype of the fit."""
@@ -135,4 +164,16 @@ def words_of_sklearn(**names):
 
 
 def _rename(message, names):
-  return re.sub(r'\w+', lambda word: names.get(word[0], word[0]), str(message))
+  message = re.sub(
+    r'\w+', lambda word: names.get(word[0], word[0]), str(message)
+  )
+  for ours, theirs in _MESSAGES:
+    message = re.sub(ours, theirs, message)
+  return message
+
+
+def warn_of_argument(message):
+  """Warns that an argument has no effect, or another one, as scikit-learn
+  does."""
+  with checks.wording(lambda message: (message, RuntimeWarning)):
+    checks.warn(message)

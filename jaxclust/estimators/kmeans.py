@@ -17,94 +17,40 @@ from sklearn.utils import check_random_state
 
 from jaxclust import checks
 from jaxclust.algorithms import kmeans
-from jaxclust.estimators.base import ReadMixin, parameters, words_of_sklearn
-
-
-@parameters
-class KMeans(
+from jaxclust.estimators.base import (
   ReadMixin,
-  ClassNamePrefixFeaturesOutMixin,
-  TransformerMixin,
-  ClusterMixin,
-  BaseEstimator,
+  parameters,
+  warn_of_argument,
+  words_of_sklearn,
+)
+
+
+class KMeansMixin(
+  ReadMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 ):
-  """k-means, see `kmeans.fit`; clusters are numbered by falling size.
-
-  >>> found = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0]])
-  >>> found.predict([[8.0], [0.0]]).tolist()
-  [1, 0]
-
-  Args:
-    n_clusters: K.
-    init: 'k-means++', 'k-means||', 'random', centers `[K, D]` or `[R, K, D]`,
-      or a function `(X, n_clusters, random_state)` that returns some.
-    n_init: R starts; given centers bring their own. 'auto' is 10 for 'random',
-      and 1 for others.
-    max_iter: most steps of a start.
-    tol: bound on the squared shift of all centers, relative to the mean
-      variance of the features, as scikit-learn's.
-    metric: 'euclidean' or 'cosine'.
-    random_state: see the package.
-    algorithm: 'lloyd' or 'elkan', which are the same here: exact steps, with
-      bounds where these save work.
-    verbose: whether to print how a fit has ended.
-    copy_x: has no effect, as X is never changed.
-
-  Sparse rows are read as dense ones.
-
-  Attributes are scikit-learn's: `cluster_centers_` `[K, D]`, `labels_` `[N]`,
-  `inertia_` and `n_iter_`.
-  """
-
-  n_clusters: int = 8
-  _: dataclasses.KW_ONLY
-  init: Any = 'k-means++'
-  n_init: int | str = 10
-  max_iter: int = 300
-  tol: float = 1e-4
-  metric: str = 'euclidean'
-  random_state: Any = None
-  algorithm: str = 'lloyd'
-  verbose: int = 0
-  copy_x: bool = True
+  """Starts and predictions of estimators that find centers."""
 
   _reads_sparse = True
   _preserves = ('float64', 'float32')
+  # Starts for n_init='auto' where a single one is left to chance.
+  _num_drawn = None
 
-  def fit(self, X, y=None, sample_weight=None):
-    """Clusters rows `[N, D]` of weights `[N]`."""
-    checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
-    x = self._read_centered(
-      X, sample_weight, about_mean=self.metric != 'cosine'
-    )
+  def _starts(self, x):
+    """What k-means starts from, about the origin, and how often."""
     init, num_restarts = self.init, self.n_init
     if num_restarts == 'auto':
       drawn = callable(init) or str(init) == 'random'
-      num_restarts = 10 if drawn else 1
+      num_restarts = self._num_drawn if drawn else 1
+    if isinstance(init, str):
+      return init, num_restarts
     if callable(init):
       init = self._call(self._plus_origin(x), num_restarts)
-    if not isinstance(init, str):
-      init = self._start_less_origin('init', init)
-    with words_of_sklearn():
-      result = kmeans.fit(
-        self._key(),
-        x,
-        num_clusters=self.n_clusters,
-        num_restarts=num_restarts,
-        init=init,
-        metric=self.metric,
-        max_steps=self.max_iter,
-        tol=self.tol,
-        sample_weight=sample_weight,
+    elif np.ndim(init) == 2 and num_restarts != 1:
+      warn_of_argument(
+        'Explicit initial center position passed: performing only one init in '
+        f'place of n_init={num_restarts}; set it to 1'
       )
-    self.cluster_centers_ = self._plus_origin(result.centers)
-    self.inertia_ = float(result.inertia)
-    self.n_iter_ = int(result.num_steps)
-    labels = kmeans.predict(result.centers, x, metric=self.metric)
-    self.labels_ = np.asarray(labels)
-    if self.verbose:
-      print(f'k-means: {self.n_iter_} steps, inertia {self.inertia_:.6g}')
-    return self
+    return self._start_less_origin('init', init, self.n_clusters), num_restarts
 
   def _call(self, X, num_restarts):
     """Centers `[R, K, D]` of the caller's function."""
@@ -136,3 +82,89 @@ class KMeans(
   @property
   def _n_features_out(self):
     return len(self.cluster_centers_)
+
+
+@parameters
+class KMeans(KMeansMixin, BaseEstimator):
+  """k-means, see `kmeans.fit`.
+
+  Clusters are numbered by falling size, or in the order of given centers.
+
+  >>> found = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0]])
+  >>> found.predict([[8.0], [0.0]]).tolist()
+  [1, 0]
+
+  Args:
+    n_clusters: K.
+    init: 'k-means++', 'k-means||', 'random', centers `[K, D]` or `[R, K, D]`,
+      or a function `(X, n_clusters, random_state)` that returns some.
+    n_init: R starts; 'auto' is 10 for 'random' and functions, else 1. Given
+      centers bring their own.
+    max_iter: most steps of a start.
+    tol: bound on the squared shift of all centers, relative to the mean
+      variance of the features, as scikit-learn's.
+    metric: 'euclidean' or 'cosine'.
+    random_state: see the package.
+    algorithm: 'lloyd' or 'elkan', which are the same here: exact steps, with
+      bounds where these save work.
+    verbose: whether to print inertias and how a fit has ended.
+    copy_x: has no effect, as X is never changed.
+
+  Sparse rows are read as dense ones.
+
+  Attributes are scikit-learn's: `cluster_centers_` `[K, D]`, `labels_` `[N]`,
+  `inertia_` and `n_iter_`.
+  """
+
+  n_clusters: int = 8
+  _: dataclasses.KW_ONLY
+  init: Any = 'k-means++'
+  n_init: int | str = 'auto'
+  max_iter: int = 300
+  tol: float = 1e-4
+  metric: str = 'euclidean'
+  random_state: Any = None
+  algorithm: str = 'lloyd'
+  verbose: int = 0
+  copy_x: bool = True
+
+  _num_drawn = 10
+
+  def fit(self, X, y=None, sample_weight=None):
+    """Clusters rows `[N, D]` of weights `[N]`."""
+    checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
+    x = self._read_centered(
+      X, sample_weight, about_mean=self.metric != 'cosine'
+    )
+    init, num_restarts = self._starts(x)
+    with words_of_sklearn():
+      result = kmeans.fit(
+        self._key(),
+        x,
+        num_clusters=self.n_clusters,
+        num_restarts=num_restarts,
+        init=init,
+        metric=self.metric,
+        max_steps=self.max_iter,
+        tol=self.tol,
+        sample_weight=sample_weight,
+      )
+    self.cluster_centers_ = self._plus_origin(result.centers)
+    self.inertia_ = float(result.inertia)
+    self.n_iter_ = int(result.num_steps)
+    labels = kmeans.predict(result.centers, x, metric=self.metric)
+    self.labels_ = np.asarray(labels)
+    if self.verbose:
+      self._print(result)
+    return self
+
+  def _print(self, result):
+    """Prints a fit in scikit-learn's words."""
+    print('Initialization complete')
+    for step, inertia in enumerate(result.history[: self.n_iter_ + 1]):
+      print(f'Iteration {step}, inertia {inertia}.')
+    if result.converged:
+      strict = 'strict convergence.'
+      near = f'center shift is within tolerance {self.tol:g}.'
+      print(f'Converged at iteration {self.n_iter_}: ', end='')
+      print(near if self.tol else strict)

@@ -40,7 +40,9 @@ SHAPES = {
 
 @parameters
 class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
-  """A mixture of Gaussians by EM, see `gmm.fit`; the heaviest comes first.
+  """A mixture of Gaussians by EM, see `gmm.fit`.
+
+  The heaviest component comes first, unless the means of the start are given.
 
   Args:
     n_components: K.
@@ -64,8 +66,9 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
 
   Attributes are scikit-learn's: `weights_` `[K]`, `means_` `[K, D]`, and
   `covariances_`, `precisions_` and `precisions_cholesky_` `[K, D, D]`, tied
-  `[D, D]`, diag `[K, D]`, spherical `[K]`; `converged_`, `n_iter_` and
-  `lower_bound_` of the best start. `params_` is all of it for the functions of
+  `[D, D]`, diag `[K, D]`, spherical `[K]`; `converged_`, `n_iter_`,
+  `lower_bound_` and `lower_bounds_`, of the first steps, of the best start.
+  `params_` is all of it for the functions of
   `gmm`.
   """
 
@@ -112,6 +115,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     self.converged_ = bool(result.converged)
     self.n_iter_ = int(result.num_steps)
     self.lower_bound_ = float(result.log_likelihood)
+    self.lower_bounds_ = result.history[1 : self.n_iter_ + 1].tolist()
     if self.verbose:
       print(f'EM: {self.n_iter_} steps, log-likelihood {self.lower_bound_:.6g}')
     return self
@@ -169,7 +173,9 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   def _means(self, key, x, sample_weight):
     """Means to start from, or the name of a start."""
     if self.means_init is not None:
-      return self._start_less_origin('means_init', self.means_init)
+      return self._start_less_origin(
+        'means_init', self.means_init, self.n_components
+      )
     if self.init_params == 'random':
       rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
       starts = []
@@ -229,6 +235,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
     """Draws rows `[n_samples, D]`, and the components they are from."""
     check_is_fitted(self)
     with words_of_sklearn():
+      checks.check_count('n_samples', n_samples)
       x, labels = gmm.sample_with_labels(
         self._key(), self._params_less_origin(), n_samples
       )
