@@ -4,8 +4,8 @@ An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
 pipeline there are predictions; sweeps, which begin again; benchmarks, which go
-on with their next row; and leaderboards and committees, which make several
-runs.
+on with their next row; leaderboards and committees, which make several runs;
+and reports, which draw a run again.
 
 Axes: N images, D features, K clusters.
 """
@@ -73,6 +73,8 @@ def run(
       of a benchmark differ; and for an unexpected error, whose traceback is
       kept in the run directory.
   """
+  if config.experiment == 'report':
+    return _redraw(config, directory)
   if directory is not None and workdir.check(directory, config.to_dict()):
     return _revisit(config, as_path(directory))
   runtime.prepare()
@@ -101,6 +103,28 @@ def run(
           *(path, config, title, dataset, find, seconds, messages, command)
         )
       console.results(summary, records.published(config))
+  return path
+
+
+def _redraw(config, directory):
+  """Draws figures and page of the finished run `config.run` again, from what it
+  has kept; a sweep, which keeps nothing, is made again."""
+  if directory is not None:
+    raise InputError(
+      f'workdir is {directory}, but a report is drawn in the run itself: name '
+      'this with --config.run=DIR, and leave workdir out'
+    )
+  path = as_path(config.run)
+  if not config.run or not workdir.is_finished(path):
+    raise InputError(
+      f'config.run is {config.run!r}: it must be the directory of a finished '
+      'run'
+    )
+  runtime.prepare()
+  own = workdir.read_config(path)
+  with records.recorded_warnings(), workdir.claim(path, own.to_dict()):
+    dataset, find = EXPERIMENTS[own.experiment].prepare(own)
+    records.redraw(path, own, dataset, find)
   return path
 
 

@@ -47,14 +47,32 @@ def fill(
   summary = _circumstances(config, title, dataset, digest) | found
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
   summary['warnings'] = messages
+  _write_page(path, config, summary, sections, command)
+  workdir.write_json(path, 'summary.json', summary)
+  return summary
+
+
+def redraw(
+  path: pathlib.Path, config: Any, dataset: Dataset, find: Callable
+) -> None:
+  """Draws figures and page of a finished run again; arguments as for `fill`.
+
+  Raises:
+    InputError: as `check_origin` does.
+  """
+  check_origin(path, config, dataset)
+  _, sections = find(path, {})
+  summary = workdir.parse_object((path / 'summary.json').read_bytes())
+  _write_page(path, config, summary, sections, None)
+
+
+def _write_page(path, config, summary, sections, command):
   with figures.drawing('report.html'):
     html = page.render(
       summary, config.to_dict(), published(config), sections, command
     )
     # Names of files may hold bytes that are no text.
     workdir.write(path, 'report.html', html.encode(errors='replace'))
-  workdir.write_json(path, 'summary.json', summary)
-  return summary
 
 
 def fill_within(config: Any, path: pathlib.Path) -> dict:

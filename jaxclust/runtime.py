@@ -11,7 +11,7 @@ import sys
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxclust.errors import InputError
+from jaxclust.errors import InputError, one_line
 from jaxclust.paths import as_path
 
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no memory of its own for
@@ -36,11 +36,16 @@ _VERSIONS += ('scikit-learn',)
 
 
 def prepare() -> None:
-  """Sets up this process; has an effect before JAX starts to work."""
+  """Sets up this process; has an effect before JAX starts to work.
+
+  Raises:
+    InputError: if JAX has no device to work on.
+  """
   _keep_freed_memory()
   _keep_programs()
   _leave_products_to_cublas()
   _use_all_cores()
+  check_device()
 
 
 def _keep_freed_memory():
@@ -133,6 +138,19 @@ def _use_all_cores():
   with contextlib.suppress(RuntimeError):
     if jax.config.jax_num_cpu_devices < 0:
       jax.config.update('jax_num_cpu_devices', cores)
+
+
+def check_device() -> None:
+  """Raises an InputError if JAX finds none of the devices that it shall use."""
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:
+    reason = str(error) or 'none is there'
+    raise InputError(
+      f'JAX finds no device where JAX_PLATFORMS is {jax.config.jax_platforms!r}'
+      f' ({one_line(reason)}): unset it, or install what it needs, as '
+      "'jaxclust[cuda]'"
+    ) from error
 
 
 def device() -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclust.errors import InputError
 from jaxclust.paths import as_path
@@ -62,6 +63,32 @@ def check(path: pathlib.Path, config: dict) -> bool:
 def is_finished(path: pathlib.Path) -> bool:
   """Returns whether a run has written its summary, the last of its files."""
   return pathlib.Path(path, 'summary.json').exists()
+
+
+def read_config(path: pathlib.Path) -> ConfigDict:
+  """Returns the config of a run as it was given, with tuples for JSON's lists.
+
+  Raises:
+    InputError: if it cannot be read.
+  """
+  try:
+    config = parse_object((path / 'config.json').read_bytes())
+  except (OSError, ValueError) as error:
+    raise _unreadable(path, error) from error
+  return ConfigDict(_with_tuples(config)).lock()
+
+
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {key: _with_tuples(each) for key, each in value.items()}
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _unreadable(path, error):
+  return InputError(
+    f'{path / "config.json"} cannot be read ({error}): name another directory '
+    'with --workdir=DIR'
+  )
 
 
 @contextlib.contextmanager
@@ -125,10 +152,7 @@ def _check_config(path, config):
   except (FileNotFoundError, NotADirectoryError):
     return False
   except (OSError, ValueError) as error:
-    raise InputError(
-      f'{path / "config.json"} cannot be read ({error}): name another '
-      'directory with --workdir=DIR'
-    ) from error
+    raise _unreadable(path, error) from error
   if keys := differences(old, json.loads(json.dumps(config))):
     raise InputError(
       f'workdir {path} belongs to another config, which differs in '

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import jax
@@ -42,7 +43,8 @@ SLOW = [
 
 
 def test_every_config_is_run_here():
-  assert {p.stem for p in (ROOT / 'configs').glob('*.py')} == set(SMALL)
+  configs = {p.stem for p in (ROOT / 'configs').glob('*.py')}
+  assert configs == {*SMALL, 'report'}
 
 
 def check_figures(path, name):
@@ -129,6 +131,38 @@ def check_that_the_loaded_run_finds_the_same(path):
         np.testing.assert_array_equal(
           array, arrays[f'{split}_{what}'], strict=True
         )
+
+
+def redraw(*flags):
+  config = f'--config={ROOT}/configs/report.py'
+  return launch.main(['launch.py', config, *flags])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['kmeans', 'gmm'])
+def test_a_finished_run_is_drawn_again(name, finished, tmp_path, capfd):
+  path = tmp_path / 'run'
+  shutil.copytree(finished(name).path, path)
+  kept = ('summary.json', 'metrics.jsonl', 'config.json', 'model.npz')
+  before = {file: (path / file).read_bytes() for file in kept}
+  drawn = {file.name for file in (path / 'figures').iterdir()}
+  shutil.rmtree(path / 'figures')
+  (path / 'report.html').unlink()
+  assert redraw(f'--config.run={path}') == 0
+  assert {file.name for file in (path / 'figures').iterdir()} == drawn
+  assert '<html' in (path / 'report.html').read_text()
+  assert {file: (path / file).read_bytes() for file in kept} == before
+  assert 'warning' not in capfd.readouterr().out
+
+
+def test_only_a_finished_run_is_drawn_again(tmp_path, capsys):
+  assert redraw(f'--config.run={tmp_path}') == 2
+  assert 'must be the directory of a finished run' in capsys.readouterr().err
+  (tmp_path / 'summary.json').write_text('{}')
+  assert redraw(f'--config.run={tmp_path}', f'--workdir={tmp_path}') == 2
+  assert 'leave workdir out' in capsys.readouterr().err
+  assert redraw(f'--config.run={tmp_path}') == 2
+  assert 'config.json cannot be read' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', SLOW)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclust.report import figures
+from jaxclust.report import figures, fonts
 
 
 def test_images_are_laid_out_in_rows():
@@ -106,6 +106,28 @@ def test_any_name_of_a_class_is_drawn(tmp_path, name, monkeypatch):
   assert [len(legend) for legend in shown] == [2]
   monkeypatch.undo()
   assert figures.confusion(path, groups, groups, 2, [name, 'other']) == path
+
+
+def test_letters_come_from_fonts_that_have_them(monkeypatch):
+  """The private use area is in no font but an invented one."""
+  own = {'\ue0f1': 'First', '\ue0f2': 'Second'}
+  with matplotlib.rc_context():
+    matplotlib.rcdefaults()
+    before = matplotlib.rcParams['font.family']
+    assert fonts.readable(['Zürich', 'a']) == ['Zürich', 'a']
+    assert matplotlib.rcParams['font.family'] == before
+    others = [(family, {letter}) for letter, family in own.items()]
+    monkeypatch.setattr(fonts, '_others', lambda: iter(others))
+    names = ['x\ue0f2', '\ue0f3$\ue0f4']
+    assert fonts.readable(names) == ['x\ue0f2', r'\ue0f3\$\ue0f4']
+    assert matplotlib.rcParams['font.family'] == [*before, 'Second']
+
+
+def test_every_font_of_this_machine_is_read_or_left_out():
+  found = dict(fonts._others())
+  assert 'a' in found['DejaVu Sans']
+  assert not any('\ue0f1' in letters for letters in found.values())
+  assert fonts._letters(__file__) == frozenset()
 
 
 def test_a_table_of_many_classes_is_still_a_picture(tmp_path):

@@ -132,6 +132,29 @@ def test_a_place_that_cannot_be_written_keeps_no_programs(
   assert jax.config.jax_compilation_cache_dir is None
 
 
+@pytest.mark.parametrize(
+  'code',
+  [
+    'from jaxclust import runtime; runtime.prepare()',
+    'from jaxclust.estimators import KMeans; KMeans(2).fit([[0.0], [1.0]])',
+  ],
+)
+def test_a_device_that_is_not_there_is_reported(code):
+  environment = os.environ | {'JAX_PLATFORMS': 'nonesuch'}
+  run = subprocess.run(
+    [sys.executable, '-c', code],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  last = run.stderr.splitlines()[-1]
+  assert last.startswith(
+    'jaxclust.errors.InputError: JAX finds no device where '
+  )
+  assert "JAX_PLATFORMS is 'nonesuch'" in last
+  assert 'unset it' in last
+
+
 def test_who_has_told_xla_the_number_of_devices_is_heard():
   code = (
     'import jax; from jaxclust import runtime\n'

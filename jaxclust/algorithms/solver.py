@@ -301,6 +301,9 @@ def history_of_best(
   """
   lib = jnp if checks.is_traced(ended, history) else np
   best = best_run(lib.asarray(ended.objective))
-  history = lib.asarray(history)[:, best]
-  from_start = lib.concatenate([begun.objective[best][None], history[:-1]])
-  return lib.where(begun.num_steps[best] < 0, history, from_start)
+  start, steps, history = (
+    lib.asarray(a)[..., best]
+    for a in (begun.objective, begun.num_steps, history)
+  )
+  from_start = lib.concatenate([start[None], history[:-1]])
+  return lib.where(steps < 0, history, from_start)

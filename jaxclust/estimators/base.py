@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jaxclust import checks
+from jaxclust import checks, runtime
 from jaxclust.errors import InputError
 
 # The functions' name of a parameter -> scikit-learn's.
@@ -122,7 +122,8 @@ class ReadMixin:
     return x if self._origin is None else x + self._origin
 
   def _key(self):
-    """The random key of a call."""
+    """The random key of a call, with which JAX begins to work."""
+    runtime.check_device()
     seed = self.random_state
     if not isinstance(seed, numbers.Integral):
       seed = check_random_state(seed).randint(np.iinfo(np.int32).max)

@@ -20,6 +20,7 @@ from scipy import optimize
 
 from jaxclust import checks, metrics
 from jaxclust.errors import one_line
+from jaxclust.report.fonts import readable
 
 # Maximum height of a gallery in inches; Matplotlib cannot draw above 400.
 _MAX_HEIGHT = 150
@@ -63,12 +64,6 @@ def _chart(draw: Callable) -> Callable:
   return drawn
 
 
-def _plain(name: str) -> str:
-  """A name that Matplotlib shows letter by letter, and in a legend too."""
-  name = name.encode(errors='replace').decode().replace('$', r'\$')
-  return f' {name}' if name.startswith('_') else name
-
-
 @_chart
 def losses(path: Path, records: Sequence[dict]) -> Path:
   """Draws 'train_loss' and, where a record has it, 'val_loss' over epochs."""
@@ -94,6 +89,7 @@ def confusion(
 ) -> Path:
   """Draws counts of images by class `[N]`, 0 to G - 1, and cluster `[N]`, 0 to
   K - 1, with matched pairs of class and cluster on the diagonal."""
+  names = readable(names)
   table = metrics.confusion(classes, labels, num_clusters)
   pairs = optimize.linear_sum_assignment(table, maximize=True)
   rows, columns = (
@@ -114,7 +110,7 @@ def confusion(
     color = 'white' if share[row, column] > 0.5 else 'black'
     axes.text(column, row, count, color=color, **options)
   axes.set_xticks(range(len(columns)), columns)
-  axes.set_yticks(range(len(rows)), [_plain(names[row]) for row in rows])
+  axes.set_yticks(range(len(rows)), [names[row] for row in rows])
   return _save(axes.figure, path)
 
 
@@ -171,11 +167,11 @@ def scatter(
   path: Path, points: np.ndarray, groups: np.ndarray, names: Sequence[str]
 ) -> Path:
   """Draws points `[N, 2]` in the colors of their groups `[N]`, 0 to G - 1."""
+  names = readable(names)
   axes = _axes(5.5, 4.4, xticks=[], yticks=[])
-  for group, name in enumerate(names):
+  for group, label in enumerate(names):
     color = COLORS[group % len(COLORS)]
     own = points[groups == group].T
-    label = _plain(name)
     axes.scatter(*own, s=6, color=color, label=label, linewidths=0)
   axes.set_aspect('equal', 'datalim')
   if len(names) <= _MOST_NAMES:
