@@ -1,15 +1,19 @@
-"""The README: its examples run, and what it names exists."""
+"""The README and the docs: examples run, and what they name exists."""
 
 import pathlib
 import re
+import shlex
 import tomllib
 
 import pytest
 
 import launch
+from jaxclust import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
+DOCS = {file.name: file.read_text() for file in (ROOT / 'docs').glob('*.md')}
+PAGES = {'README.md': README, **DOCS}
 
 
 @pytest.mark.slow
@@ -19,15 +23,45 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
   (command,) = re.findall(r'launch.py (.*--workdir=runs/digits)', README)
   short = '--config.training.num_epochs=1'
   assert launch.main(['launch.py', *command.split(), short]) == 0
-  examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  examples = examples_of(README)
   assert examples
   for example in examples:
     exec(compile(example, 'README.md', 'exec'), {})
 
 
+def examples_of(page):
+  return re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+
+
+@pytest.mark.parametrize('name', DOCS)
+def test_the_examples_of_the_docs_run(name):
+  """Those of this package: others are not installed."""
+  own = [code for code in examples_of(DOCS[name]) if 'jaxclust' in code]
+  assert own
+  for example in own:
+    exec(compile(example, name, 'exec'), {})
+
+
+def test_every_page_of_the_docs_is_named_in_the_readme():
+  assert set(re.findall(r'\(docs/(\w+\.md)\)', README)) == set(DOCS)
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_the_commands_set_what_their_configs_have(name):
+  commands = re.sub(r'\\\n *', '', PAGES[name])
+  found = re.findall(r'launch\.py (--config=configs/.*)', commands)
+  assert found
+  for command in found:
+    words = [w for w in shlex.split(command.split('`')[0]) if w[0] == '-']
+    config, options = cli._parse(['launch.py', *words])
+    assert config is not None
+    assert options.config
+
+
 def test_the_commands_name_files_and_extras_that_exist():
-  for config in re.findall(r'--config=(configs/\w+\.py)', README):
-    assert (ROOT / config).is_file()
+  for page in PAGES.values():
+    for config in re.findall(r'(?:=|`)(configs/\w+\.py)', page):
+      assert (ROOT / config).is_file()
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   for extra in re.findall(r'\.\[(\w+)\]', README):
     assert extra in project['optional-dependencies']
