@@ -2,8 +2,8 @@ r"""Figures and page of a finished run, drawn again in its directory.
 
   python launch.py --config=configs/report.py --config.run=runs/...
 
-Trainings and fits are read from what the run has kept. Only a sweep, which
-keeps none, is made again.
+Trainings and fits are read from the checkpoints of the run, and nothing else of
+it changes. Sweeps and benchmarks cannot be drawn again.
 """
 
 from jaxclust import defaults

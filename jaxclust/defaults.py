@@ -41,7 +41,7 @@ VARIANTS = ('fashion_mnist', 'mnist', 'digits')
 
 
 def base(experiment: str, variant: str) -> ConfigDict:
-  """What all experiments have: a name in `experiments.EXPERIMENTS`, seed, data.
+  """Parts of every experiment: its name in `experiments`, seed, data.
 
   Raises:
     ValueError: for a variant that is not among `VARIANTS`.

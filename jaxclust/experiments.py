@@ -108,7 +108,7 @@ def run(
 
 def _redraw(config, directory):
   """Draws figures and page of the finished run `config.run` again, from what it
-  has kept; a sweep, which keeps nothing, is made again."""
+  has kept."""
   if directory is not None:
     raise InputError(
       f'workdir is {directory}, but a report is drawn in the run itself: name '
@@ -120,12 +120,24 @@ def _redraw(config, directory):
       f'config.run is {config.run!r}: it must be the directory of a finished '
       'run'
     )
-  runtime.prepare()
   own = workdir.read_config(path)
+  name = own.get('experiment')
+  is_whole = not own.get('stages') or any(path.glob('checkpoints'))
+  if name not in _REDRAWN or not is_whole:
+    raise InputError(
+      f'config.run is {config.run}, a {name} run, which keeps too little to be '
+      f'drawn again: make it anew, or name one of {", ".join(_REDRAWN)} with '
+      'its checkpoints'
+    )
+  runtime.prepare()
   with records.recorded_warnings(), workdir.claim(path, own.to_dict()):
     dataset, find = EXPERIMENTS[own.experiment].prepare(own)
     records.redraw(path, own, dataset, find)
   return path
+
+
+# Experiments whose runs keep what their figures need.
+_REDRAWN = ('cluster', 'predict', 'leaderboard', 'committee')
 
 
 def _revisit(config, path):

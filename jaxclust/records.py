@@ -5,6 +5,7 @@ A run may be part of another one, in a folder of its own there.
 
 import contextlib
 import pathlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,6 +46,7 @@ def fill(
   digest = check_origin(path, config, dataset)['data']
   found, sections = find(path, seconds)
   summary = _circumstances(config, title, dataset, digest) | found
+  summary['command'] = command
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
   summary['warnings'] = messages
   _write_page(path, config, summary, sections, command)
@@ -55,15 +57,21 @@ def fill(
 def redraw(
   path: pathlib.Path, config: Any, dataset: Dataset, find: Callable
 ) -> None:
-  """Draws figures and page of a finished run again; arguments as for `fill`.
+  """Draws figures and page of a finished run again, and changes nothing else.
+
+  Arguments are as for `fill`.
 
   Raises:
     InputError: as `check_origin` does.
   """
   check_origin(path, config, dataset)
-  _, sections = find(path, {})
   summary = workdir.parse_object((path / 'summary.json').read_bytes())
-  _write_page(path, config, summary, sections, None)
+  with workdir.mirrored(path) as here:
+    _, sections = find(here, {})
+    _write_page(here, config, summary, sections, summary.get('command'))
+    shutil.copytree(here / 'figures', path / 'figures', dirs_exist_ok=True)
+    if (here / 'report.html').exists():
+      workdir.write(path, 'report.html', (here / 'report.html').read_bytes())
 
 
 def _write_page(path, config, summary, sections, command):

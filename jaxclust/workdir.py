@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import socket
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -25,6 +27,9 @@ from jaxclust.errors import InputError
 from jaxclust.paths import as_path
 
 _ABSENT = object()
+
+# Suffixes of files that are written line by line.
+_LOGS = {'.jsonl', '.log'}
 
 
 def new_path(name: str) -> pathlib.Path:
@@ -76,6 +81,20 @@ def read_config(path: pathlib.Path) -> ConfigDict:
   except (OSError, ValueError) as error:
     raise _unreadable(path, error) from error
   return ConfigDict(_with_tuples(config)).lock()
+
+
+@contextlib.contextmanager
+def mirrored(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A directory with the files of a run but its figures and its page: what is
+  written there, in the way of this module, leaves the run as it is."""
+  with tempfile.TemporaryDirectory() as folder:
+    here = pathlib.Path(folder)
+    for file in path.iterdir():
+      if file.suffix in _LOGS:  # which are written in place
+        shutil.copy(file, here)
+      elif file.name not in ('figures', 'report.html'):
+        (here / file.name).symlink_to(file)
+    yield here
 
 
 def _with_tuples(value):

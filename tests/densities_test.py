@@ -1,6 +1,7 @@
 """Densities, labels and samples of given mixtures."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,6 +65,8 @@ def test_another_number_of_samples_compiles_nothing(count_programs):
   many = np.asarray(gmm.sample(KEY, params, 100))
   assert count_programs(gmm.sample, KEY, params, 7) == 0
   np.testing.assert_array_equal(gmm.sample(KEY, params, 7), many[:7])
+  traced = jax.jit(gmm.sample, static_argnums=2)(KEY, params, 7)
+  np.testing.assert_allclose(traced, many[:7], rtol=1e-6)
 
 
 def test_strange_points_score_high():

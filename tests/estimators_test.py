@@ -1,4 +1,4 @@
-"""k-means and mixtures as estimators: scikit-learn's checks and numbers."""
+"""k-means and mixtures as estimators: scikit-learn's numbers."""
 
 import pickle
 import subprocess
@@ -18,28 +18,11 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import silhouette_score
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxclust import gmm, kmeans
 from jaxclust.algorithms.covariances import FAMILIES
 from jaxclust.errors import InputError
 from jaxclust.estimators import GaussianMixture, KMeans, MiniBatchKMeans
-
-# Small estimators: each check has shapes of its own, to be compiled.
-CHECKED = [
-  KMeans(2, init='random', n_init=1, max_iter=20),
-  MiniBatchKMeans(2, init='random', n_init=1, max_iter=20),
-  GaussianMixture(
-    2, covariance_type='diag', init_params='random_from_data', max_iter=20
-  ),
-]
-REDRAWN = {
-  f'check_sample_weight_equivalence_on_{kind}_data': (
-    'starts are drawn anew where rows are repeated; '
-    'see test_weights_are_repeated_rows'
-  )
-  for kind in ('dense', 'sparse')
-}
 
 
 def blobs(num_points=150, num_features=3, num_clusters=3, spread=1.0, seed=0):
@@ -55,18 +38,6 @@ X = blobs()
 
 def close(a, b, rtol=1e-4, atol=1e-4):
   np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(
-  'ignore::sklearn.exceptions.ConvergenceWarning',
-  'ignore::sklearn.exceptions.SkipTestWarning',
-)
-@parametrize_with_checks(
-  CHECKED, expected_failed_checks=lambda estimator: REDRAWN
-)
-def test_an_estimator_is_what_scikit_learn_asks_of_one(estimator, check):
-  check(estimator)
 
 
 def test_k_means_is_the_function():
@@ -188,6 +159,7 @@ def test_weights_are_repeated_rows():
     (KMeans(200), r'^n_samples=150 should be >= n_clusters=200: ask for'),
     (KMeans(n_init=0), '^n_init is 0: it must be a whole number of at least 1'),
     (KMeans(max_iter=0), '^max_iter is 0'),
+    (KMeans(2, init=[[0.0], [1.0, 2.0]]), '^init is no array'),
     (KMeans(init='best'), "^init is 'best'"),
     (KMeans(metric='l1'), "^metric is 'l1'"),
     (GaussianMixture(0), '^n_components is 0'),

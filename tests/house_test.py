@@ -101,6 +101,7 @@ def test_the_top_level_holds_what_it_should():
     'LICENSE',
     'README.md',
     'configs',
+    'docs',
     'jaxclust',
     'launch.py',
     'pyproject.toml',

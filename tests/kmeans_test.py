@@ -97,7 +97,7 @@ def test_on_fashion_mnist_starts_end_at_scikit_learns_inertia():
   with gzip.open(path / 'train-images-idx3-ubyte.gz') as file:
     pixels = np.frombuffer(file.read(), np.uint8, offset=16)
   x = pixels.reshape(60_000, 784).astype(np.float32) / 255
-  state = kmeans.start(KEY, x, num_clusters=10, num_restarts=3)
+  state = kmeans.start(KEY, x, num_clusters=10, num_restarts=2)
   starts = np.asarray(kmeans.centers_of_runs(state))
   ours = kmeans.fit(KEY, x, num_clusters=10, init=starts)
   theirs = [

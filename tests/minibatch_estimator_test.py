@@ -57,7 +57,7 @@ def test_patience_counts_batches_in_a_row():
       jax.random.key(0), x, patience=patience, **options
     )
     assert found.converged
-    assert found.num_steps == 1 + patience
+    assert found.num_steps == 2 + patience
   later = kmeans.fit_minibatch(jax.random.key(0), x, **options)
   assert (int(later.num_steps), bool(later.converged)) == (100, False)
 
@@ -91,6 +91,28 @@ def test_rows_that_come_later_weigh_as_much_as_those_of_a_fit(metric):
     close(again.cluster_centers_[2], expected, rtol=0.01)
   else:
     assert not moved.any()
+
+
+def test_directions_that_come_later_weigh_as_much_as_the_first():
+  """The mean of the first two has a length of cos 60 degrees."""
+  first = np.array([[1.0, 3**0.5], [1.0, -(3**0.5)]], np.float32)
+  later = np.array([[0.0, 5.0]], np.float32)
+  options = {'n_clusters': 1, 'metric': 'cosine', 'random_state': 0}
+  found = MiniBatchKMeans(**options).partial_fit(first).partial_fit(later)
+  close(found.cluster_centers_, [[0.5**0.5, 0.5**0.5]])
+  result = kmeans.fit(
+    jax.random.key(0), first, num_clusters=1, metric='cosine', num_restarts=1
+  )
+  state = kmeans.update(kmeans.resume(result, 'cosine'), later)
+  close(kmeans.best(state).centers, [[0.5**0.5, 0.5**0.5]])
+
+
+def test_a_batch_that_cannot_be_scored_changes_nothing():
+  found = MiniBatchKMeans(4, random_state=0).partial_fit(X)
+  before = pickle.dumps(found)
+  with pytest.raises(InputError):
+    found.partial_fit(X[:5], sample_weight=np.zeros(5))
+  assert pickle.dumps(found) == before
 
 
 def test_rows_of_float64_are_about_one_origin():

@@ -30,8 +30,7 @@ from jaxclust.inputs import (
 from jaxclust.programs import compiled
 from jaxclust.rows import map_rows
 
-# Least number of points that are drawn together, and most of a number that is
-# rounded up to share a program.
+# Least points that a program draws, and most that share one with other numbers.
 _LEAST_SAMPLES, _SHARED_SAMPLES = 128, 2**14
 
 

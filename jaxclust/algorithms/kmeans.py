@@ -33,7 +33,13 @@ from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
 from jaxclust.algorithms.solver import Solution, StopReason
 from jaxclust.errors import InputError
 from jaxclust.frames import Frame, Sphere
-from jaxclust.inputs import METRICS, on_any_mesh, prepare
+from jaxclust.inputs import (
+  LEAST_GROUPS,
+  METRICS,
+  bucket,
+  on_any_mesh,
+  prepare,
+)
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
@@ -111,8 +117,7 @@ def fit(
   state = runs.seeded(key, rows, num_clusters, num_restarts, init)
   ended, history = runs.run_rows(state, rows, **ends)
   result = best(ended, in_order=not isinstance(init, str))
-  history = solver.history_of_best(state, ended, history)
-  history = history * rows.frame.scale**2
+  history = in_units(ended, solver.history_of_best(state, ended, history))
   result = result._replace(history=jax.device_put(history))
   warn(result)
   return result
@@ -179,10 +184,11 @@ def fit_minibatch(
   some = seeding.sample(keys[1], rows, size)
   clusters = seeding.seed(keys[0], some, num_clusters, num_restarts, init)
   state = solver.begin(LLOYD, clusters, some)
+  most = np.iinfo(np.int32).max
   ends = minibatches.Ends(
-    num_batches,
+    min(num_batches, most),
     tol=checks.as_number(tol),
-    patience=np.iinfo(np.int32).max if patience is None else patience,
+    patience=min(patience or most, most),
   )
   state = minibatches.run(keys[2], state, rows, ends, batch_size)
   result = best(state, in_order=not isinstance(init, str))
@@ -223,40 +229,64 @@ def best(state: Solution, in_order: bool = False) -> KMeansResult:
   order = lib.argsort(-size, stable=True)
   if lib is np:
     order = order[: active.sum()]
-  scale = lib.square(state.frame.scale)
+  inertias = in_units(state, state.objective)
   result = KMeansResult(
     centers=state.frame.invert(state.params.centers[index][order]),
     counts=counts[order],
-    inertia=state.objective[index] * scale,
+    inertia=inertias[index],
     num_steps=state.num_steps[index],
     stop_reason=state.stop_reason[index],
-    inertias=state.objective * scale,
+    inertias=inertias,
   )
   return jax.device_put(result)
+
+
+def in_units(state: Solution, inertias: jax.Array) -> jax.Array:
+  """Inertias of a state's coordinates in the data's units."""
+  lib = jnp if checks.is_traced(state) else np
+  return inertias * lib.square(lib.asarray(state.frame.scale))
 
 
 def resume(result: KMeansResult, metric: str = 'euclidean') -> Solution:
   """A state of one run that stands where a fit has ended.
 
   For `update` with points that come later: those of the fit weigh what they
-  did. Clusters stay in their order, which `best(state, in_order=True)` keeps.
+  did, with the cosine metric but for how much clusters differ in spread.
+  Clusters stay in their order, which `best(state, in_order=True)` keeps.
   """
-  centers, counts = result.centers[None], result.counts[None]
-  mean = counts @ result.centers / counts.sum()
-  between = result.counts @ jnp.square(result.centers - mean).sum(axis=1)
-  variance = (result.inertia + between) / (counts.sum() * centers.shape[-1])
-  scale = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-  frame = Sphere(scale) if metric == 'cosine' else Frame(mean[0], scale)
-  centers = frame.apply(centers)
-  inertia = result.inertia[None] / scale**2
+  lib = jnp if checks.is_traced(result) else np
+  result = jax.tree.map(lib.asarray, result)
+  missing = bucket(len(result.counts), LEAST_GROUPS) - len(result.counts)
+  centers = lib.pad(result.centers, ((0, missing), (0, 0)))
+  counts = lib.pad(result.counts, (0, missing))
+  total = counts.sum()
+  mean = (counts[:, None] * centers).sum(axis=0) / total
+  between = counts * lib.square(centers - mean[None]).sum(axis=1)
+  variance = (result.inertia + between.sum()) / (total * centers.shape[1])
+  scale = lib.sqrt(lib.where(variance > 0, variance, 1))
+  frame = Sphere(scale) if metric == 'cosine' else Frame(mean, scale)
+  centers = lib.asarray(frame.apply(centers))
+  sums = counts[:, None] * centers
+  if metric == 'cosine':  # means of directions are shorter than these
+    sums = sums * (1 - result.inertia / (2 * total))
+  inertia = result.inertia[None] / lib.square(scale)
   return Solution(
     frame=frame,
-    params=pad(centers, centers.shape[1], centers.shape[1]),
-    stats=Sums(counts[..., None] * centers, counts, inertia),
+    params=pad(centers[None], len(result.counts), len(centers)),
+    stats=Sums(sums[None], counts[None], inertia),
     objective=inertia,
     num_steps=result.num_steps[None],
-    stop_reason=jnp.full((1,), StopReason.RUNNING, jnp.int32),
+    stop_reason=lib.full((1,), StopReason.RUNNING, lib.int32),
   )
+
+
+def keep_best(state: Solution) -> Solution:
+  """The state of the run of least finite inertia alone."""
+  lib = jnp if checks.is_traced(state) else np
+  runs = jax.tree.map(lib.asarray, state._replace(frame=()))
+  index = solver.best_run(runs.objective)
+  run = jax.tree.map(lambda a: a[index][None], runs)
+  return run._replace(frame=state.frame)
 
 
 def centers_of_runs(state: Solution) -> jax.Array:

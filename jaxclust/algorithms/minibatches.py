@@ -62,6 +62,7 @@ def run(
     _has_converged(runs), StopReason.CONVERGED, StopReason.MAX_STEPS
   )
   reason = lib.where(solver.is_running(new), reason, new.stop_reason)
+  reason = reason.astype(np.int32)
   return new._replace(num_steps=runs.num_steps, stop_reason=reason)
 
 
@@ -103,18 +104,19 @@ def _update(key, runs, rows, ends, batch_size):
 def _judge(step, old, new, progress, ends, share):
   """The new runs, marked where a batch has ended them, and their progress.
 
-  A batch has a share in the smoothed inertia. The first one is assigned to
-  starts that no batch has moved: the second begins it again.
+  A batch has a share in the smoothed inertia. The first one, which is assigned
+  to starts that no batch has moved, ends nothing, and the second begins anew.
   """
   smooth = progress.smooth + share * (new.objective - progress.smooth)
   smooth = jnp.where(step < 2, new.objective, smooth)
-  is_stale = smooth >= progress.least
+  is_stale = (smooth >= progress.least) & (step > 1)
   num_stale = jnp.where(is_stale, progress.num_stale + 1, 0)
   shift = jnp.square(new.params.centers - old.params.centers).sum(axis=(1, 2))
-  ends_now = (num_stale >= ends.patience) | (shift <= ends.tol) & (ends.tol > 0)
+  ends_now = (shift <= ends.tol) & (ends.tol > 0) & (step > 0)
+  ends_now |= num_stale >= ends.patience
   reason = jnp.where(ends_now, StopReason.CONVERGED, new.stop_reason)
   new = new._replace(stop_reason=reason.astype(jnp.int32))
-  least = jnp.minimum(smooth, progress.least)
+  least = jnp.where(step < 2, smooth, jnp.minimum(smooth, progress.least))
   new = solver.choose(_has_converged(old), old, new)
   return new, _Progress(smooth, least, num_stale)
 

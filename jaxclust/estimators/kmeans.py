@@ -36,7 +36,7 @@ class KMeansMixin(
   _num_drawn = None
 
   def _starts(self, x):
-    """What k-means starts from, about the origin, and how often."""
+    """Starts of k-means, about the origin, and their number."""
     init, num_restarts = self.init, self.n_init
     if num_restarts == 'auto':
       drawn = callable(init) or str(init) == 'random'
@@ -45,7 +45,7 @@ class KMeansMixin(
       return init, num_restarts
     if callable(init):
       init = self._call(self._plus_origin(x), num_restarts)
-    elif np.ndim(init) == 2 and num_restarts != 1:
+    elif checks.as_real('init', init).ndim == 2 and num_restarts != 1:
       warn_of_argument(
         'Explicit initial center position passed: performing only one init in '
         f'place of n_init={num_restarts}; set it to 1'

@@ -26,7 +26,7 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
   """k-means on small random batches, see `kmeans.fit_minibatch`, or on batches
   of the caller's.
 
-  Clusters are numbered as `KMeans` does; `partial_fit` keeps their order.
+  `fit` numbers clusters as `KMeans` does; `partial_fit` keeps their order.
 
   >>> import numpy as np
   >>> x = np.array([[0.0], [1.0], [10.0], [11.0]])
@@ -40,15 +40,16 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
     max_iter: most passes over the rows, in batches drawn with replacement.
     batch_size: B.
     verbose: whether to print how a fit has ended.
-    compute_labels: whether fits set `labels_`.
+    compute_labels: whether to set `labels_`, and `inertia_` for batches.
     random_state: see the package.
     tol: bound on the squared shift of all centers by a batch, as for `KMeans`;
       0 to go on.
     max_no_improvement: batches in a row whose smoothed inertia is no less than
       before that end a fit; None to go on.
     init_size: rows that starts are drawn from; `max(3 B, 10 K)` if None.
-    n_init: starts, each of which is run; 'auto' is 3 for 'random' and
-      functions, else 1.
+    n_init: starts, each of which `fit` runs, and of which `partial_fit` takes
+      the best for its first rows; 'auto' is 3 for 'random' and functions, else
+      1.
     reassignment_ratio: has no effect: a cluster without points moves to the
       point of a batch that is farthest from all centers.
     metric: 'euclidean' or 'cosine'.
@@ -101,7 +102,10 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
     self._state = kmeans.resume(result, self.metric)
     self.n_steps_ = int(result.num_steps)
     self.n_iter_ = math.ceil(self.n_steps_ * batch_size / len(x))
-    return self._keep(result, x, sample_weight)
+    self.inertia_ = float(result.inertia)
+    if self.verbose and result.converged:
+      print(f'Converged ({self._ends()}) at step {self.n_steps_}')
+    return self._keep(result, x)
 
   def partial_fit(self, X, y=None, sample_weight=None):
     """Takes further rows `[N, D]` of weights `[N]` into account, as one batch.
@@ -110,7 +114,7 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
     """
     if hasattr(self, 'cluster_centers_'):
       x = self._read_centered(X, reset=False)
-      self._state = kmeans.update(self._state, x, sample_weight)
+      state = kmeans.update(self._state, x, sample_weight)
     else:
       x = self._first_rows(X, sample_weight)
       init, num_restarts = self._starts(x)
@@ -125,11 +129,21 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
           sample_weight=sample_weight,
         )
       state = kmeans.update(state, x, sample_weight, decay=0.0)
-      result = kmeans.best(state, in_order=not isinstance(init, str))
-      self._state = kmeans.resume(result, self.metric)
-      self.n_steps_ = 0
-    self.n_steps_ += 1
-    return self._keep(kmeans.best(self._state, in_order=True), x, sample_weight)
+      state = kmeans.keep_best(state)
+    result = kmeans.best(state, in_order=True)
+    if self.compute_labels:
+      score = kmeans.score(result.centers, x, sample_weight, metric=self.metric)
+      self.inertia_ = -float(score)
+    self._state = state
+    self.n_steps_ = getattr(self, 'n_steps_', 0) + 1
+    return self._keep(result, x)
+
+  def _ends(self):
+    """The reasons for which a fit may have ended, in scikit-learn's words."""
+    few = ['small centers change'] if self.tol else []
+    if self.max_no_improvement is not None:
+      few.append('lack of improvement in inertia')
+    return ' or '.join(few)
 
   def _first_rows(self, X, sample_weight):
     return self._read_centered(
@@ -149,19 +163,13 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
       size = 3 * self.n_clusters
     return min(size, num_rows)
 
-  def _keep(self, result, x, sample_weight):
-    """Sets the attributes of a fit."""
+  def _keep(self, result, x):
+    """Sets the attributes that fits and batches have in common."""
     self._state = jax.tree.map(np.asarray, self._state)
     self.cluster_centers_ = self._plus_origin(result.centers)
-    options = {'metric': self.metric}
-    self.inertia_ = -float(
-      kmeans.score(result.centers, x, sample_weight, **options)
-    )
     if self.compute_labels:
-      labels = kmeans.predict(result.centers, x, **options)
+      labels = kmeans.predict(result.centers, x, metric=self.metric)
       self.labels_ = np.asarray(labels)
     if self.verbose:
-      print(
-        f'k-means: {self.n_steps_} mini-batches, inertia {self.inertia_:.6g}'
-      )
+      print(f'k-means: {self.n_steps_} mini-batches')
     return self

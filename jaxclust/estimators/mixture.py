@@ -42,7 +42,8 @@ SHAPES = {
 class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   """A mixture of Gaussians by EM, see `gmm.fit`.
 
-  The heaviest component comes first, unless the means of the start are given.
+  The heaviest component comes first where starts are rows or clusters of the
+  data. Those of a start that is given, resumed or random keep their order.
 
   Args:
     n_components: K.
@@ -67,9 +68,8 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   Attributes are scikit-learn's: `weights_` `[K]`, `means_` `[K, D]`, and
   `covariances_`, `precisions_` and `precisions_cholesky_` `[K, D, D]`, tied
   `[D, D]`, diag `[K, D]`, spherical `[K]`; `converged_`, `n_iter_`,
-  `lower_bound_` and `lower_bounds_`, of the first steps, of the best start.
-  `params_` is all of it for the functions of
-  `gmm`.
+  `lower_bound_`, and `lower_bounds_` after each step, at most the first 127, of
+  the best start. `params_` is all of it for the functions of `gmm`.
   """
 
   n_components: int = 1

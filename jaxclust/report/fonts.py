@@ -27,9 +27,7 @@ def readable(names: Sequence[str]) -> list[str]:
     if not missing:
       break
   matplotlib.rcParams['font.family'] = families
-  codes = {
-    ord(c): c.encode('ascii', 'backslashreplace').decode() for c in missing
-  }
+  codes = {ord(c): c.encode('unicode_escape').decode() for c in missing}
   return [_plain(name.translate(codes)) for name in names]
 
 
