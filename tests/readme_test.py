@@ -33,6 +33,8 @@ def examples_of(page):
   return re.findall(r'```python\n(.*?)```', page, re.DOTALL)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
 @pytest.mark.parametrize('name', DOCS)
 def test_the_examples_of_the_docs_run(name):
   """Those of this package: others are not installed."""
