@@ -141,9 +141,9 @@ def restore(path, phase):
 
 
 def results(path):
-  """Returns all that a run writes, except seconds and warnings."""
+  """Returns all that a run writes, but what was typed, seconds and warnings."""
   summary = json.loads((path / 'summary.json').read_text())
-  del summary['seconds'], summary['warnings']
+  del summary['command'], summary['seconds'], summary['warnings']
   with np.load(path / 'assignments.npz') as arrays:
     arrays = {name: arrays[name].tobytes() for name in arrays}
   records = [
