@@ -171,12 +171,10 @@ def fit_minibatch(
   """
   checks.check_key(key)
   checks.check_count('batch_size', batch_size)
-  checks.check_count('num_batches', num_batches)
-  if patience is not None:
-    checks.check_count('patience', patience)
+  ends = minibatches.ends(num_batches, tol, patience)
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
   options |= {'init': init, 'metric': metric}
-  rows = _prepare(x, sample_weight, block_size, tol=tol, **options)
+  rows = _prepare(x, sample_weight, block_size, **options)
   size = max(3 * batch_size, 10 * num_clusters)
   if sample_size is not None:
     size = checks.check_count('sample_size', sample_size, num_clusters)
@@ -184,12 +182,6 @@ def fit_minibatch(
   some = seeding.sample(keys[1], rows, size)
   clusters = seeding.seed(keys[0], some, num_clusters, num_restarts, init)
   state = solver.begin(LLOYD, clusters, some)
-  most = np.iinfo(np.int32).max
-  ends = minibatches.Ends(
-    min(num_batches, most),
-    tol=checks.as_number(tol),
-    patience=min(patience or most, most),
-  )
   state = minibatches.run(keys[2], state, rows, ends, batch_size)
   result = best(state, in_order=not isinstance(init, str))
   warn(result, in_batches=True)

@@ -31,6 +31,19 @@ class Ends(NamedTuple):
   patience: Any  # batches in a row whose smoothed inertia is no less
 
 
+def ends(num_batches: int, tol: float, patience: int | None) -> Ends:
+  """Checked ends of runs; arguments as for `kmeans.fit_minibatch`."""
+  most = np.iinfo(np.int32).max
+  checks.check_count('num_batches', num_batches)
+  checks.check_number('tol', tol)
+  if patience is None:
+    patience = most
+  checks.check_count('patience', patience)
+  return Ends(
+    min(num_batches, most), checks.as_number(tol), min(patience, most)
+  )
+
+
 class _Progress(NamedTuple):
   """The smoothed inertia of the batches of R runs."""
 

@@ -35,6 +35,12 @@ class KMeansMixin(
   # Starts for n_init='auto' where a single one is left to chance.
   _num_drawn = None
 
+  def _first_rows(self, X, sample_weight):
+    """Rows of a fit; those whose directions count stay where they are."""
+    return self._read_centered(
+      X, sample_weight, about_mean=self.metric != 'cosine'
+    )
+
   def _starts(self, x):
     """Starts of k-means, about the origin, and their number."""
     init, num_restarts = self.init, self.n_init
@@ -133,9 +139,7 @@ class KMeans(KMeansMixin, BaseEstimator):
   def fit(self, X, y=None, sample_weight=None):
     """Clusters rows `[N, D]` of weights `[N]`."""
     checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
-    x = self._read_centered(
-      X, sample_weight, about_mean=self.metric != 'cosine'
-    )
+    x = self._first_rows(X, sample_weight)
     init, num_restarts = self._starts(x)
     with words_of_sklearn():
       result = kmeans.fit(

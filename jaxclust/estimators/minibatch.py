@@ -145,11 +145,6 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
       few.append('lack of improvement in inertia')
     return ' or '.join(few)
 
-  def _first_rows(self, X, sample_weight):
-    return self._read_centered(
-      X, sample_weight, about_mean=self.metric != 'cosine'
-    )
-
   def _sample_size(self, num_rows):
     """Rows that starts are drawn from."""
     size = self.init_size
