@@ -215,8 +215,8 @@ def check_largest(x: Any, largest: float, dtype: Any) -> None:
         row, column = bad[0]
         first = f'({block[row, column]}) at row {start + row}, column {column}'
     raise InputError(
-      f'x has {total} values that are NaN or infinite, the first {first}: '
-      'remove those rows or fill them in'
+      f'x has {total} values that are NaN or infinite in float32, the first '
+      f'{first}: remove those rows, fill them in, or rescale x'
     )
   size = x.shape[0] * x.shape[1]
   bound = float(np.sqrt(float(jnp.finfo(dtype).max) / (4 * size)))

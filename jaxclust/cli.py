@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     from jaxclust import experiments
 
     with signals.listening():
-      path = experiments.run(config, options.workdir, _command(argv))
+      path = experiments.run(
+        *(config, options.workdir, _command(argv), options.allow_upgrade)
+      )
   except signals.Stopped as error:
     return _fail(error, error.status)
   except InputError as error:
@@ -119,6 +121,8 @@ def _parse(argv):
   flags.DEFINE_string('config', None, text, flag_values=first)
   text = 'The run directory; a new one under runs/ by default.'
   flags.DEFINE_string('workdir', None, text, flag_values=first)
+  text = 'Whether to resume a run that began with other versions of libraries.'
+  flags.DEFINE_boolean('allow_upgrade', False, text, flag_values=first)
   text = 'Whether to print the traceback of an unexpected error.'
   flags.DEFINE_boolean('debug', False, text, flag_values=first)
   if _HELP & set(argv):

@@ -56,12 +56,16 @@ _DISK_ERRORS = {
 
 
 def run(
-  config: ConfigDict, directory: str | None = None, command: str | None = None
+  config: ConfigDict,
+  directory: str | None = None,
+  command: str | None = None,
+  allow_upgrade: bool = False,
 ) -> pathlib.Path:
   """Runs an experiment, or resumes one that an earlier process left.
 
   A config is as in `configs/`. The run directory is a new one under `runs/` if
-  None; the command is what was typed, for the page to tell.
+  None; the command is what was typed, for the page to tell. A run that began
+  with other versions of libraries goes on if `allow_upgrade`.
 
   Returns:
     The run directory.
@@ -94,6 +98,8 @@ def run(
         f'{runtime.device()}, in {path}'
       )
       console.left_out(dataset.left_out)
+      if allow_upgrade:
+        records.accept_versions(path)
       mirrored = board.mirror(path) if config.get('tensorboard') else None
       with (
         _explaining_how_to_resume(path),
@@ -148,7 +154,7 @@ def _revisit(config, path):
     with contextlib.suppress(InputError):  # they may be gone by now
       dataset, _ = EXPERIMENTS[config.experiment].prepare(config)
     if dataset is not None and (path / 'origin.json').exists():
-      records.check_origin(path, config, dataset)
+      records.check_origin(path, config, dataset, is_finished=True)
   console.say('already finished')
   return path
 

@@ -43,9 +43,9 @@ def fill(
   Raises:
     InputError: as `check_origin` does.
   """
-  digest = check_origin(path, config, dataset)['data']
+  origin = check_origin(path, config, dataset)
   found, sections = find(path, seconds)
-  summary = _circumstances(config, title, dataset, digest) | found
+  summary = _circumstances(config, title, dataset, origin) | found
   summary['command'] = command
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
   summary['warnings'] = messages
@@ -64,7 +64,7 @@ def redraw(
   Raises:
     InputError: as `check_origin` does.
   """
-  check_origin(path, config, dataset)
+  check_origin(path, config, dataset, is_finished=True)
   summary = workdir.parse_object((path / 'summary.json').read_bytes())
   with workdir.mirrored(path) as here:
     _, sections = find(here, {})
@@ -101,14 +101,20 @@ def published(config: Any) -> dict:
   return found if found.get('dataset') == config.data.name else {}
 
 
-def check_origin(path: pathlib.Path, config: Any, dataset: Dataset) -> dict:
+# What `origin.json` and summaries say of versions: those at work, and those of
+# before each upgrade.
+_VERSIONS = ('versions', 'earlier_versions')
+
+
+def check_origin(
+  path: pathlib.Path, config: Any, dataset: Dataset, is_finished: bool = False
+) -> dict:
   """What a run depends on beside its config: digests of its images, and of the
   model of `config.run`; versions. `origin.json` keeps it from the start on.
 
-  Warns if versions have changed since then.
-
   Raises:
-    InputError: if images or model have.
+    InputError: if any of it has changed since then; where a run is finished,
+      other versions are a warning.
   """
   origin = {'data': data.digest(dataset), 'versions': runtime.versions()}
   if 'run' in config:
@@ -123,12 +129,35 @@ def check_origin(path: pathlib.Path, config: Any, dataset: Dataset) -> dict:
         f'since {path} began: put the old ones back, or name another directory '
         'with --workdir=DIR'
       )
-  for name in workdir.differences(old['versions'], origin['versions']):
-    checks.warn(
-      f'{path} began with {name} {old["versions"].get(name)}, which is '
-      f'{origin["versions"].get(name)} now: results may differ'
-    )
-  return origin
+  if changes := _changes_of_versions(old):
+    if not is_finished:
+      raise InputError(
+        f'{path} began with {changes}: install what it began with, name '
+        'another directory with --workdir=DIR, or go on with --allow_upgrade'
+      )
+    checks.warn(f'{path} is of {changes}: results may differ now')
+  return old
+
+
+def accept_versions(path: pathlib.Path) -> None:
+  """Lets a run, and those in its folders, go on with the versions of now;
+  `origin.json` and summaries keep the earlier ones. Warns of the change."""
+  for file in path.rglob('origin.json'):
+    origin = _read_origin(file)
+    if changes := _changes_of_versions(origin):
+      checks.warn(f'{file.parent} began with {changes}: results may differ')
+      earlier = [*origin.get('earlier_versions', []), origin['versions']]
+      own = {'versions': runtime.versions(), 'earlier_versions': earlier}
+      workdir.write_json(file.parent, file.name, origin | own)
+
+
+def _changes_of_versions(origin):
+  """How versions differ from those of now, in words; empty if they do not."""
+  old, new = origin['versions'], runtime.versions()
+  return ', '.join(
+    f'{name} {old.get(name)} (now {new.get(name)})'
+    for name in workdir.differences(old, new)
+  )
 
 
 def _read_origin(file):
@@ -144,7 +173,7 @@ def _read_origin(file):
   )
 
 
-def _circumstances(config, title, dataset, digest):
+def _circumstances(config, title, dataset, origin):
   """What was run, on what and with what."""
   test = dataset.test_images
   return {
@@ -154,12 +183,12 @@ def _circumstances(config, title, dataset, digest):
       'num_train': len(dataset.images),
       **({} if test is None else {'num_test': len(test)}),
       'image_shape': list(dataset.images.shape[1:]),
-      'digest': digest,
+      'digest': origin['data'],
       **_files(dataset),
     },
     **({'seed': config.seed} if 'seed' in config else {}),
     'device': runtime.device(),
-    'versions': runtime.versions(),
+    **{name: origin[name] for name in _VERSIONS if name in origin},
   }
 
 

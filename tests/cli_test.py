@@ -93,7 +93,7 @@ def test_where_there_are_no_configs_none_is_suggested(
 def run(monkeypatch, error, *flags):
   """Returns the status of a command whose experiment raises an error."""
 
-  def fail(config, workdir, command):
+  def fail(*args):
     raise error
 
   monkeypatch.setattr(experiments, 'run', fail)

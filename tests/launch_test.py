@@ -130,7 +130,7 @@ KMEANS = '--config=configs/kmeans.py:digits'
       ['--config=configs/gm.py'],
       "no config 'configs/gm.py': did you mean configs/gmm.py?",
     ),
-    ([], 'add --config=FILE'),
+    ([], 'add --config=NAME'),
     (
       [
         KMEANS,
@@ -340,14 +340,29 @@ def test_nothing_that_only_draws_ends_a_run(tmp_path, monkeypatch, part):
   assert (tmp_path / 'assignments.npz').exists()
 
 
-def test_another_version_is_told(tmp_path, capfd, monkeypatch):
-  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
-  versions = runtime.versions() | {'jax': '99.0'}
-  monkeypatch.setattr(runtime, 'versions', lambda: versions)
-  (tmp_path / 'run' / 'summary.json').unlink()
-  assert run('kmeans', tmp_path / 'run', *SMALL['kmeans']) == 0
-  told = f'began with jax {jax.__version__}, which is 99.0 now'
-  assert told in read(tmp_path / 'run')['warnings'][0]
+def test_a_run_goes_on_with_another_version_if_that_is_allowed(
+  tmp_path, capfd, monkeypatch
+):
+  path = tmp_path / 'run'
+  assert run('kmeans', path, *SMALL['kmeans']) == 0
+  began, now = runtime.versions(), runtime.versions() | {'jax': '99.0'}
+  monkeypatch.setattr(runtime, 'versions', lambda: now)
+  change = f'jax {jax.__version__} (now 99.0)'
+
+  capfd.readouterr()
+  assert run('kmeans', path, *SMALL['kmeans']) == 0
+  assert f'run is of {change}' in capfd.readouterr().out
+
+  (path / 'summary.json').unlink()
+  assert run('kmeans', path, *SMALL['kmeans']) == 2
+  assert f'run began with {change}: install' in capfd.readouterr().err
+  assert not (path / 'summary.json').exists()
+
+  assert run('kmeans', path, '--allow_upgrade', *SMALL['kmeans']) == 0
+  summary = read(path)
+  assert summary['versions'] == now
+  assert summary['earlier_versions'] == [began]
+  assert f'began with {change}' in summary['warnings'][0]
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_directory(

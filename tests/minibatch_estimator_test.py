@@ -107,11 +107,16 @@ def test_directions_that_come_later_weigh_as_much_as_the_first():
   close(kmeans.best(state).centers, [[0.5**0.5, 0.5**0.5]])
 
 
-def test_a_batch_that_cannot_be_scored_changes_nothing():
+def test_a_batch_without_weight_moves_no_center():
   found = MiniBatchKMeans(4, random_state=0).partial_fit(X)
+  centers = found.cluster_centers_
+  found.partial_fit(X[:5], sample_weight=np.zeros(5))
+  np.testing.assert_array_equal(found.cluster_centers_, centers)
+  np.testing.assert_array_equal(found.labels_, found.predict(X[:5]))
+  assert found.inertia_ == 0
   before = pickle.dumps(found)
   with pytest.raises(InputError):
-    found.partial_fit(X[:5], sample_weight=np.zeros(5))
+    found.partial_fit(X[:5], sample_weight=np.full(5, np.nan))
   assert pickle.dumps(found) == before
 
 

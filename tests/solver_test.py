@@ -259,11 +259,29 @@ def test_what_an_algorithm_remembers_goes_from_step_to_step():
   algorithm = HALFWAY._replace(
     begin=lambda params, rows: jnp.zeros(params.value.shape), sweep=slower
   )
-  state, history = run(start(3.0), algorithm=algorithm, tol=-1.0, max_steps=200)
-  objectives = SPREAD + np.arange(1, 201) / 3
+  state, history = run(start(3.0), algorithm=algorithm, tol=-1.0, max_steps=100)
+  objectives = SPREAD + np.arange(1, 101) / 3
   np.testing.assert_allclose(state.objective, objectives[-1:], rtol=1e-6)
-  first = objectives[: solver.HISTORY]
-  np.testing.assert_allclose(history[:, 0], first, rtol=1e-6)
+  np.testing.assert_allclose(history[:100, 0], objectives, rtol=1e-6)
+
+
+def test_a_history_has_every_step_of_every_run():
+  """An algorithm that counts down to 0."""
+  algorithm = HALFWAY._replace(
+    update=lambda params, *rest: Mean(params.value - 1),
+    change=lambda old, new: new.params.value,
+  )
+  options = {'algorithm': algorithm, 'tol': 0.5}
+  state, history = run(start(200.0, 10.0), **options)
+  np.testing.assert_array_equal(state.num_steps, [200, 10])
+  chex.assert_shape(history, (2 * solver.HISTORY, 2))
+  for run_number, steps in enumerate((200, 10)):
+    values = np.maximum(steps - 1 - np.arange(256), 0)
+    expected = SPREAD + (values - 3) ** 2
+    np.testing.assert_allclose(history[:, run_number], expected, rtol=1e-5)
+  _, few = run(start(200.0), num_steps=130, **options)
+  np.testing.assert_array_equal(few[:130, 0], history[:130, 0])
+  assert len(np.unique(few[129:])) == 1
 
 
 # Mini-batches

@@ -382,8 +382,8 @@ def test_files_that_are_left_out_are_told_with_a_reason(tmp_path):
   assert dict(found.left_out) == {
     'b/notes.txt': 'is no picture by its ending',
     'b/1.png': 'is a link to nothing',
-    'b/again': 'is a link to a folder read here',
-    'c': 'is a link to a folder read here',
+    'b/again': 'is a folder read elsewhere',
+    'c': 'is a folder read elsewhere',
   }
 
 
@@ -401,7 +401,18 @@ def test_a_link_to_a_folder_elsewhere_is_followed_once(tmp_path):
     (tmp_path / 'near' / name).symlink_to(tmp_path / 'far')
   found = data.load(str(tmp_path / 'near'))
   assert found.files == ('a/0.png',)
-  assert found.left_out == (('b', 'is a link to a folder read here'),)
+  assert found.left_out == (('b', 'is a folder read elsewhere'),)
+
+
+def test_a_folder_within_two_links_is_read_once(tmp_path):
+  for name in ('far/0.png', 'far/part/1.png'):
+    save(tmp_path / name, random_images(6, 5))
+  (tmp_path / 'near').mkdir()
+  (tmp_path / 'near' / 'a').symlink_to(tmp_path / 'far' / 'part')
+  (tmp_path / 'near' / 'b').symlink_to(tmp_path / 'far')
+  found = data.load(str(tmp_path / 'near'))
+  assert found.files == ('a/1.png', 'b/0.png')
+  assert found.left_out == (('b/part', 'is a folder read elsewhere'),)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason='the superuser reads anything')

@@ -62,7 +62,7 @@ class GMMResult(NamedTuple):
   stop_reason: jax.Array  # [] int32, a StopReason
   num_repaired: jax.Array  # [] int32, larger ridges than reg in the last step
   log_likelihoods: jax.Array  # [R] of all runs
-  history: Any = ()  # [solver.HISTORY] after 0, 1, ... steps of `fit`
+  history: Any = ()  # [S] after 0, 1, ... steps of `fit`, as for `run`
 
   @property
   def converged(self) -> jax.Array:

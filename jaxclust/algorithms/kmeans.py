@@ -58,7 +58,7 @@ class KMeansResult(NamedTuple):
   num_steps: jax.Array  # [] int32
   stop_reason: jax.Array  # [] int32, a StopReason
   inertias: jax.Array  # [R] of all runs
-  history: Any = ()  # [solver.HISTORY] after 0, 1, ... steps of `fit`
+  history: Any = ()  # [S] after 0, 1, ... steps of `fit`, as for `run`
 
   @property
   def converged(self) -> jax.Array:

@@ -74,7 +74,10 @@ def score(
   metric: str = 'euclidean',
   block_size: int | None = None,
 ) -> jax.Array:
-  """The negative inertia `[]` of points `[N, D]`: higher is better."""
+  """The negative inertia `[]` of points `[N, D]`: higher is better.
+
+  Weights may all be 0.
+  """
   rows, params = _prepare(centers, x, metric, block_size, sample_weight)
   return _pass(reduce_rows, _score_block, params, rows)
 
@@ -83,7 +86,8 @@ def _prepare(centers, x, metric, block_size, sample_weight=None):
   """Checked rows in a frame made for the centers, and these, in the data's
   units."""
   checks.check_choice('metric', metric, METRICS)
-  rows = check_values(place(x, sample_weight, block_size=block_size))
+  options = {'block_size': block_size, 'may_be_zero': True}
+  rows = check_values(place(x, sample_weight, **options))
   checks.check_centers('centers', centers, None, rows.shape[1])
   lib = jnp if checks.is_traced(centers) else np
   centers = lib.asarray(centers).astype(rows.dtype)

@@ -105,8 +105,9 @@ def run(
 
   Returns:
     The new state, and the objectives (the inertia, or the negative mean
-    log-likelihood) after each of the first `solver.HISTORY` steps `[S, R]`, in
-    the state's coordinates; a run that has ended repeats its last one.
+    log-likelihood) `[S, R]` after each step, in the state's coordinates; a run
+    that has ended repeats its last one. S is a multiple of `solver.HISTORY`,
+    which it is if JAX traces the call.
 
   Raises:
     InputError: if shapes do not fit.

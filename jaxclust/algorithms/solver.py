@@ -23,7 +23,7 @@ from jaxclust import checks
 from jaxclust.programs import compiled
 from jaxclust.rows import Rows, reduce_rows
 
-# Steps of a call whose objectives are returned.
+# Steps of one program whose objectives are returned.
 HISTORY = 128
 
 
@@ -126,20 +126,32 @@ def run(
   """Makes further steps of every run that has not ended; see `runs.run`.
 
   Rows are in the frame of the state. Returns the new state, and the objectives
-  after the first steps `[HISTORY, R]`; a run that has ended repeats its last.
+  `[S, R]` after its steps, S a multiple of `HISTORY`; a run that has ended
+  repeats its last. If JAX traces the call, S is `HISTORY`, and steps after
+  these leave none.
   """
-  most = max_steps + 1 if num_steps is None else num_steps  # the first is 0
+  left = max_steps + 1 if num_steps is None else num_steps  # the first is 0
   tol, reg = checks.as_number(tol), checks.as_number(reg)
+  traced = checks.is_traced(state, rows)
+  together = algorithm.together and jax.default_backend() != 'cpu'
 
-  def run_some(runs):
+  def advance(runs):
+    if not (traced or _any_running(runs)):
+      return runs, np.repeat(np.asarray(runs.objective)[:, None], HISTORY, 1)
+    most = left if traced else min(left, HISTORY)
     return _iterate(algorithm, runs, rows, tol, reg, max_steps, most)
 
-  runs = state._replace(frame=())
-  if algorithm.together and jax.default_backend() != 'cpu':
-    runs, history = run_some(runs)
-  else:
-    runs, history = each_run(run_some, runs, checks.is_traced(runs, rows))
+  runs, parts = state._replace(frame=()), []
+  while not parts or (left > 0 and not traced and _any_running(runs)):
+    runs, part = advance(runs) if together else each_run(advance, runs, traced)
+    parts.append(part)
+    left -= HISTORY
+  history = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
   return runs._replace(frame=state.frame), history.T
+
+
+def _any_running(runs):
+  return (np.asarray(runs.stop_reason) == StopReason.RUNNING).any()
 
 
 def steps_of(algorithm: Algorithm, state: Solution, rows: Rows) -> tuple:
@@ -292,12 +304,12 @@ def best_run(objective: jax.Array) -> jax.Array:
 def history_of_best(
   begun: Solution, ended: Solution, history: jax.Array
 ) -> jax.Array:
-  """Objectives `[HISTORY]` of the best run, that of its start first.
+  """Objectives `[S]` of the best run, that of its start first.
 
   Args:
     begun: R runs that `run` was given.
     ended: what it returned of them.
-    history: and the objectives `[HISTORY, R]`.
+    history: and the objectives `[S, R]`.
   """
   lib = jnp if checks.is_traced(ended, history) else np
   best = best_run(lib.asarray(ended.objective))

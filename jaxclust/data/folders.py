@@ -140,9 +140,9 @@ def _walk(root):
 
 def _visible(root: Path, left_out: list) -> Iterator[str]:
   """Paths of files that are not hidden, below the root; links to a folder
-  elsewhere, or to a hidden one, are followed once."""
+  elsewhere, or to a hidden one, are followed, and no folder is read twice."""
   inside = os.path.realpath(root)
-  linked = set()
+  seen = set()
 
   def path_of(folder, name):
     return os.path.relpath(os.path.join(folder, name), root)
@@ -153,18 +153,14 @@ def _visible(root: Path, left_out: list) -> Iterator[str]:
 
   def is_new(folder, name):
     place = os.path.join(folder, name)
-    if not os.path.islink(place):
-      return True
     target = os.path.realpath(place)
     common = os.path.commonpath([target, inside])
     is_hidden = f'{os.sep}.' in target.removeprefix(inside)
     is_here = common == target or (common == inside and not is_hidden)
-    if target in linked or is_here:
-      left_out.append(
-        (path_of(folder, name), 'is a link to a folder read here')
-      )
+    if target in seen or (is_here and os.path.islink(place)):
+      left_out.append((path_of(folder, name), 'is a folder read elsewhere'))
       return False
-    linked.add(target)
+    seen.add(target)
     return True
 
   for folder, names, files in os.walk(root, onerror=note, followlinks=True):
