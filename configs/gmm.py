@@ -14,7 +14,7 @@ def get_config(variant: str = 'fashion_mnist'):
   config = defaults.pipeline(variant, ('autoencoder',), clusterer='gmm')
   config.gmm = {
     'num_components': 10,
-    'covariance': 'full',
+    'covariance': 'auto',  # 'full', or what few images can carry
     'num_restarts': 3,
     'init': 'k-means',
     'max_steps': 200,

@@ -15,6 +15,7 @@ def get_config(variant: str = 'fashion_mnist'):
   config = defaults.base('predict', variant)
   del config.seed, config.tensorboard  # nothing is drawn or trained
   config.run = ''  # the directory of a run that has clustered
+  config.names = ''  # a file of JSON, as {"0": "shoes"}; '': numbers
   config.embedding = 'pca'  # of the map on the page; or 'tsne' beside it
   config.export = False  # write model.jaxexport, a program that needs JAX alone
   return config

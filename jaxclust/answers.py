@@ -12,17 +12,19 @@ from jaxclust import metrics
 from jaxclust.algorithms import consensus
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
-from jaxclust.model import Model
+from jaxclust.model import Model, ranked
 
 
 def judge(
   dataset: Dataset, own: Model, points: dict[str, jax.Array]
-) -> tuple[dict[str, Assignment], dict]:
-  """The assignment of the points of each split, and scores where there are
-  classes."""
+) -> tuple[Model, dict[str, Assignment], dict]:
+  """The model that knows the outlier scores of the first split, the assignment
+  of the points of each split, and scores where there are classes."""
   judged = {split: own.judge(x) for split, x in points.items()}
+  first = next(iter(judged.values()))
+  own = own._replace(outliers=ranked(first.outlier_score))
   labels = {split: found.labels for split, found in judged.items()}
-  return judged, label_scores(dataset, labels, len(own.centers))
+  return own, judged, label_scores(dataset, labels, len(own.centers))
 
 
 def label_scores(

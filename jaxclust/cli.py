@@ -1,13 +1,12 @@
-"""Runs one experiment: `jaxclust --config=configs/gmm.py[:variant]`.
+"""Runs one experiment: `jaxclust run gmm:digits`, or `python launch.py
+--config=configs/gmm.py:digits`.
 
 `--config.key=value` overrides any value of the config. The same command with
 the same `--workdir` continues a run that was stopped.
 """
 
 import difflib
-import importlib.util
 import os
-import pathlib
 import re
 import shlex
 import sys
@@ -18,13 +17,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from jaxclust import signals, terminal
+from jaxclust import commands, signals, terminal
 from jaxclust.errors import InputError, RunError, one_line
 
 _HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
-
-# Folders that are searched for configs: the current one, then the checkout.
-_ROOTS = (pathlib.Path(), pathlib.Path(__file__).parent.parent)
 
 # Descriptions of the types of config values.
 _KINDS = {
@@ -89,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
     return _fail(
       f'unexpected {name} ({reason}): --debug shows its traceback', 3
     )
-  print(os.path.relpath(path))
+  page = path / 'report.html'
+  print(os.path.relpath(page if page.exists() else path))
   return 0
 
 
@@ -125,18 +122,24 @@ def _parse(argv):
   flags.DEFINE_boolean('allow_upgrade', False, text, flag_values=first)
   text = 'Whether to print the traceback of an unexpected error.'
   flags.DEFINE_boolean('debug', False, text, flag_values=first)
-  if _HELP & set(argv):
-    print(f'{__doc__}\nFlags:\n{first.get_help()}')
+  words, asks = [w for w in argv[1:] if w not in _HELP], _HELP & set(argv)
+  if words == ['list']:
+    print(commands.listing())
     return None, None
-  rest = first(argv, known_only=True)
+  if asks and len(words) == 1 and words[0] in commands.COMMANDS:
+    print(commands.usage(words[0]))
+    return None, None
+  if words and not words[0].startswith('-'):
+    words = commands.translate(words)
+  rest = first([argv[0], *words], known_only=True)
+  if asks:
+    print(_help(first))
+    return None, None
   if first.workdir == '':
     raise InputError('workdir is empty: name a directory, or leave it out')
   if first.config is None:
-    known = ', '.join(_files()) or 'your own'
-    raise InputError(
-      f'no experiment is named: add --config=FILE, one of {known}'
-    )
-  config = _load(first.config)
+    raise _unnamed(rest[1:])
+  config = commands.load(first.config)
   _check_names(config, rest[1:])
   second = flags.FlagValues()
   config_flags.DEFINE_config_dict(
@@ -157,57 +160,36 @@ def _parse(argv):
   return config, first
 
 
-def _load(name: str) -> ConfigDict:
-  """Loads the config of `path` or `path:variant`.
-
-  Raises:
-    ValueError: if there is no such file, or it does not return a config.
-  """
-  path, colon, variant = name.partition(':')
-  places = (root / path for root in _ROOTS)
-  file = next((p for p in places if p.is_file() and p.suffix == '.py'), None)
-  if file is None:
-    near = difflib.get_close_matches(path, _files(), n=1, cutoff=0)
-    hint = f'did you mean {near[0]}?' if near else 'name a Python file'
-    raise InputError(f'there is no config {path!r}: {hint}')
-  spec = importlib.util.spec_from_file_location('config', file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    return module.get_config(*([variant] if colon else [])).lock()
-  except ValueError:
-    raise
-  except Exception as error:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    raise InputError(
-      f'{file} gives no config ({type(error).__name__}: {error}, line '
-      f'{place.lineno} of {place.filename}): it must define '
-      'get_config(variant), which returns a ConfigDict'
-    ) from error
+def _help(first):
+  """What the program does, or the options of the config that flags name."""
+  if first.config:
+    return commands.describe(first.config)
+  return '\n'.join(
+    [__doc__, commands.usage(), f'Flags:\n{first.get_help()}', 'Configs:']
+    + [f'  {line}' for line in commands.listing().splitlines()]
+  )
 
 
-def _files():
-  """Returns the paths of the configs that come with the package."""
-  files = (file for root in _ROOTS for file in root.glob('configs/*.py'))
-  return sorted({os.path.relpath(file) for file in files})
+def _unnamed(arguments):
+  """The error for flags that name no config."""
+  for argument in arguments:
+    name = argument.lstrip('-').partition('=')[0]
+    if difflib.get_close_matches(name, ['config']):
+      return InputError(f'there is no flag --{name}: did you mean --config?')
+  known = ', '.join(commands.files()) or 'your own'
+  return InputError(
+    f'no experiment is named: add --config=NAME, one of {known}'
+  )
 
 
 def _check_names(config, arguments):
   """Checks that the config has the values that arguments override."""
-  known = list(_names(config))
+  known = list(commands.names_of(config))
   for argument in arguments:
     found = re.match(r'--?(?:no)?(config\.[^=]*)', argument)
     if found and found[1] not in known:
       (near,) = difflib.get_close_matches(found[1], known, n=1, cutoff=0)
       raise InputError(f'there is no {found[1]}: did you mean {near}?')
-
-
-def _names(config, prefix='config'):
-  """Yields the names of all values and of all groups."""
-  for key, value in config.items():
-    yield f'{prefix}.{key}'
-    if isinstance(value, ConfigDict):
-      yield from _names(value, f'{prefix}.{key}')
 
 
 def _mistyped(config, error):

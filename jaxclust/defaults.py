@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 TRAINING = {
   'num_epochs': 50,
   'batch_size': 256,
+  # Least optimizer steps, for which few images make smaller batches and more
+  # epochs; 0: batches and epochs are as they stand.
+  'min_updates': 3000,
   'optimizer': 'adam',  # or 'sgd', with momentum
   'learning_rate': 1e-3,
   'schedule': 'constant',  # or 'cosine', down to 0
@@ -121,6 +124,7 @@ def represent(config: ConfigDict, variant: str) -> None:
     config.network.features = (16, 8)
     config.training.num_epochs = 100
     config.training.batch_size = 64
+    config.training.min_updates = 0
 
 
 def kmeans(**options: Any) -> ConfigDict:

@@ -206,6 +206,7 @@ def _explaining_how_to_resume(path: pathlib.Path) -> Iterator[None]:
 def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
   """Loads the images, and checks the options of a sweep."""
   dataset = data.load(**config.data)
+  config = pipeline.for_few(config, dataset)
   num_features, _ = pipeline.check_stages(config, dataset)
   options = config.sweep.to_dict()
   unit_length = options.pop('unit_length', False)

@@ -22,14 +22,14 @@ _SHOWN = 10
 def find(
   dataset: Dataset,
   own: Model,
-  x: jax.Array,
-  found: Assignment,
+  places: dict[str, dict[str, np.ndarray]],
+  judged: dict[str, Assignment],
   scores: dict,
   **course: Any,
 ) -> page.Findings:
-  """What the page shows of the first split: of its points `[N, D]`, what was
-  found in them, and what is known of the course of training and restarts."""
-  images = dataset.images
+  """What the page shows of the first split: its places from `maps.locate`, what
+  was found in it, and what is known of the course of training and restarts."""
+  (first, found), images = next(iter(judged.items())), dataset.images
   if own.can_decode:
     centers = np.asarray(own.decode(own.centers))
   else:
@@ -45,7 +45,7 @@ def find(
     images, centers = ((a - low) / (high - low) for a in (images, centers))
   return page.Findings(
     images=images,
-    points=x,
+    places={name: own[first] for name, own in places.items()},
     labels=found.labels,
     confidence=found.confidence,
     outlier_score=found.outlier_score,

@@ -34,6 +34,9 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 # Bytes of images that are sent to the device at once.
 _BLOCK_BYTES = 2**26
 
+# Number of outlier scores that stand for those of a run's images.
+_RANKS = 1001
+
 # Width of a run's range of values above which values from 0 to 1 are of another
 # kind.
 _SHARES_WIDTH = 16.0
@@ -53,6 +56,7 @@ class Model(NamedTuple):
   params: Any  # of the method
   scale: Any  # [1, D] or [1, 1], that its embeddings are divided by
   manifold: neighbors.Manifold | None = None  # that gives points their places
+  outliers: Any = None  # [Q] outlier scores of the run's images, evenly ranked
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -96,6 +100,17 @@ class Model(NamedTuple):
   def assess(self, images: jax.Array | np.ndarray) -> Assignment:
     """Clusters of images, and how well each image fits its own."""
     return Assignment(*map(np.asarray, self._of_points(self.judge, images)))
+
+  def percentile(self, outlier_score: np.ndarray) -> np.ndarray:
+    """Percentiles `[N]` float32, from 0 to 100, of outlier scores `[N]` among
+    those of the run's images; NaN if the run has kept none."""
+    if self.outliers is None:
+      return np.full(len(outlier_score), np.nan, np.float32)
+    ranks = [
+      np.searchsorted(self.outliers, outlier_score, side)
+      for side in ('left', 'right')
+    ]
+    return np.mean(ranks, axis=0, dtype=np.float32) * 100 / len(self.outliers)
 
   def sample(self, key: jax.Array, num_samples: int) -> jax.Array:
     """Images `[num_samples, H, W, C]` of points drawn from the clusters.
@@ -245,6 +260,12 @@ def value_range(images: jax.Array | np.ndarray) -> tuple[float, float]:
   return float(images.min()), float(images.max())
 
 
+def ranked(outlier_score: np.ndarray) -> np.ndarray:
+  """Outlier scores `[Q]` that stand for those of N images, for `percentile`."""
+  shares = np.linspace(0, 1, _RANKS)
+  return np.quantile(outlier_score, shares).astype(np.float32)
+
+
 def make_recipe(
   config: Any,
   image_shape: tuple[int, int, int],
@@ -298,6 +319,7 @@ def assemble(
   clusters: Any = None,
   manifold: neighbors.Manifold | None = None,
   spread: spreading.Spread | None = None,
+  outliers: Any = None,
 ) -> Model:
   """The model of a recipe from `make_recipe`.
 
@@ -313,7 +335,9 @@ def assemble(
   if spread is not None:
     assigner = spreading.spreading(assigner, **recipe['spread'])
     clusters = clusters, spread
-  return Model(recipe, clusters, assigner, method, params, scale, manifold)
+  return Model(
+    *(recipe, clusters, assigner, method, params, scale, manifold, outliers)
+  )
 
 
 def export(model: Model, path: str | pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclust import (
   answers,
@@ -27,16 +28,17 @@ from jaxclust import (
   plans,
   selection,
   storage,
+  tables,
   workdir,
 )
-from jaxclust.algorithms import neighbors, spreading
+from jaxclust.algorithms import gmm, neighbors, spreading
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import StopReason
 from jaxclust.data import Dataset, batches
 from jaxclust.errors import InputError
 from jaxclust.methods import METHODS, Method
 from jaxclust.model import Model
-from jaxclust.report import page
+from jaxclust.report import console, maps, page
 from jaxclust.report.console import timed
 
 # Maximum number of restarts whose labels are compared with one another.
@@ -70,7 +72,8 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
     InputError: if an option cannot be used.
   """
   dataset = data.load(**config.data)
-  page.check_embedding(config.embedding)
+  maps.check_embedding(config.embedding)
+  config = for_few(config, dataset)
   num_features, method = check_stages(config, dataset)
   name = config.clusterer
   if name:
@@ -80,6 +83,10 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
         f'config.clusterer is {name!r}, but there is no config.{name}: take a '
         'config that has one, or add it to yours'
       )
+    if config[name].get('covariance') == 'auto':
+      count = config[name].num_components
+      family = gmm.suited_family(len(dataset.images), num_features, count)
+      config[name].covariance = family
     options = config[name].to_dict()
     ALGORITHMS[name].check(len(dataset.images), num_features, **options)
   elif method is None or method.assigner is None:
@@ -94,6 +101,16 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
     )
   check_spread(config, dataset)
   return dataset, functools.partial(_run, config, dataset)
+
+
+def for_few(config: Any, dataset: Dataset) -> ConfigDict:
+  """A config whose trainings suit the number of images, see `plans.for_few`."""
+  config, num_images = ConfigDict(config.to_dict()), len(dataset.images)
+  for stage in config.stages if 'training' in config else ():
+    options, _ = model.stage_options(config, stage)
+    if found := plans.for_few(num_images, options):
+      config[stage] = config.get(stage, ConfigDict()).to_dict() | found
+  return config
 
 
 def check_spread(config: Any, dataset: Dataset) -> None:
@@ -199,7 +216,7 @@ def _run(config, dataset, path, seconds):
     own, fit, history = _cluster(config, path, seed, found, seconds)
     own = spread(own, found.points['train'], seconds)
     with timed(seconds, 'score'):
-      judged, scores = answers.judge(dataset, own, found.points)
+      own, judged, scores = answers.judge(dataset, own, found.points)
       scores['fit'] = fit
       if dataset.labels is None:
         labels = judged['train'].labels
@@ -208,16 +225,19 @@ def _run(config, dataset, path, seconds):
     storage.save(path, own, seed - config.seed)
     if seed == config.seed:
       arrays = answers.arrays_of(own, judged, found.points)
+      workdir.write_arrays(path, 'assignments.npz', **arrays)
       with timed(seconds, 'figures'):
+        places = maps.locate(found.points, config.embedding)
+        tables.write(path, dataset, own, judged, places)
         stage = next(iter(config.stages), None)
         shown = findings.find(
-          *(dataset, own, found.points['train'], judged['train'], scores),
+          *(dataset, own, places, judged, scores),
           losses=workdir.read_log(path, phase=stage, seed=seed),
           histories=history,
           views=findings.views(config, dataset.images),
           score_name=next(reversed(fit), ''),
         )
-        sections = page.draw(shown, path / 'figures', config.embedding)
+        sections = page.draw(shown, path / 'figures')
     rows.append({'seed': seed, **scores, **found.records})
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
@@ -225,8 +245,7 @@ def _run(config, dataset, path, seconds):
     summary['vote'], votes = answers.vote(
       dataset, found_labels, rows, len(own.centers)
     )
-    arrays |= votes
-  workdir.write_arrays(path, 'assignments.npz', **arrays)
+    workdir.write_arrays(path, 'assignments.npz', **arrays, **votes)
   return summary, sections
 
 
@@ -261,6 +280,10 @@ def represent(
       splits.get('test'),
       phases.draw_keys(seeds),
       options,
+    )
+    console.say(
+      f'{stage}: {options["num_epochs"]} epochs of {plan.steps_per_epoch} '
+      f'batches of {options["batch_size"]}'
     )
     with timed(seconds, stage, quietly=True):
       params, found = phases.train(path, stage, plan, seeds, params)
@@ -312,6 +335,9 @@ def _cluster(config, path, seed, found, seconds):
     return found.own, {}, np.empty((0, 0))
   clusterer, options = ALGORITHMS[name], config[name].to_dict()
   x = found.points['train']
+  if 'covariance' in options:
+    family = options['covariance']
+    console.say(f'{name}: {family} covariances in {x.shape[1]} dimensions')
   with timed(seconds, name, quietly=True):
     result, state = phases.cluster(path, name, seed, x, options)
   clusters = clusterer.clusters(result)

@@ -19,6 +19,9 @@ from jaxclust.methods import Method
 # Operations of a device call that last about a second.
 _CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 1e11, 1e13
 
+# Where images are few: least images of a batch, and batches of an epoch.
+_LEAST_BATCH, _LEAST_BATCHES = 8, 8
+
 # Maximum bytes of images per device call.
 _CALL_BYTES = 2**28
 
@@ -46,6 +49,27 @@ class Plan(NamedTuple):
   steps_per_epoch: int
   steps_per_call: int
   options: dict
+
+
+def for_few(num_images: int, options: dict) -> dict:
+  """What replaces options of a training where N images are too few for them:
+  smaller batches, and as many more epochs as `min_updates` asks for."""
+  least, size = options['min_updates'], options['batch_size']
+  checks.check_count('min_updates', least, low=0)
+  checks.check_count('batch_size', size)
+  checks.check_count('num_epochs', options['num_epochs'])
+  updates = options['num_epochs'] * (num_images // size)
+  if updates >= least:
+    return {}
+  size = min(size, max(_LEAST_BATCH, num_images // _LEAST_BATCHES))
+  size = min(size, num_images)
+  num_epochs = max(options['num_epochs'], -(-least // (num_images // size)))
+  longer = num_epochs / options['num_epochs']
+  return {
+    'batch_size': size,
+    'num_epochs': num_epochs,
+    'warmup_epochs': options['warmup_epochs'] * longer,
+  }
 
 
 def check_options(num_images: int, method: Method, options: dict) -> None:

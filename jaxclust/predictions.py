@@ -3,21 +3,18 @@
 Axes: N images, K clusters.
 """
 
-import csv
 import functools
-import io
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxclust import answers, data, findings, model, pipeline, storage, workdir
+from jaxclust import answers, data, findings, model, pipeline, storage, tables
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
 from jaxclust.paths import as_path
-from jaxclust.report import console, figures, page
+from jaxclust.report import figures, maps, page
 from jaxclust.report.console import timed
 
 # Images of each cluster in the gallery.
@@ -35,14 +32,17 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
     )
   dataset = data.load(**config.data.to_dict() | {'size': size})
   dataset = data.with_channels(dataset, own.image_shape[2])
-  page.check_embedding(config.embedding)
+  maps.check_embedding(config.embedding)
+  names = ()
+  if config.names:
+    names = tables.read_names(config.names, len(own.centers))
   for images in pipeline.splits_of(dataset).values():
     own.check(images)
-  return dataset, functools.partial(_predict, own, config, dataset)
+  return dataset, functools.partial(_predict, own, config, dataset, names)
 
 
-def _predict(own, config, dataset, path, seconds):
-  """Finds the clusters of all images; writes predictions.csv."""
+def _predict(own, config, dataset, names, path, seconds):
+  """Finds the clusters of all images; writes tables and pictures of them."""
   splits = pipeline.splits_of(dataset)
   if dataset.test_images is None:
     splits = {'images': dataset.images}
@@ -50,19 +50,19 @@ def _predict(own, config, dataset, path, seconds):
   with timed(seconds, 'predict'):
     points = {split: own.points(images) for split, images in splits.items()}
     found = {split: own.judge(x) for split, x in points.items()}
-    write_predictions(path, found, dataset.files)
+    places = maps.locate(points, config.embedding)
+    tables.write(path, dataset, own, found, places, names)
   with timed(seconds, 'figures'):
     labels = {split: assignment.labels for split, assignment in found.items()}
     scores = answers.label_scores(dataset, labels, num_clusters)
-    shown = findings.find(dataset, own, points[first], found[first], scores)
-    sections = page.draw(shown, path / 'figures', config.embedding)
+    shown = findings.find(dataset, own, places, found, scores)
+    sections = page.draw(shown, path / 'figures')
     rows, titles = typical(found[first], num_clusters, _TYPICAL)
     gallery = path / 'figures' / 'gallery.png'
     figures.gallery(gallery, shown.images, rows, titles)
   if config.export:
     with timed(seconds, 'export'):
       model.export(own, path / 'model.jaxexport')
-  console.say('predictions.csv has the cluster of each image')
   return {'run': str(as_path(config.run)), **scores}, sections
 
 
@@ -79,21 +79,3 @@ def typical(
   rows = [order[labels[order] == k] for k in range(num_clusters)]
   titles = [f'{k} ({len(own):,})' for k, own in enumerate(rows)]
   return [own[:count] for own in rows], titles
-
-
-def write_predictions(
-  path: pathlib.Path, found: dict[str, Assignment], files: Sequence[str]
-) -> None:
-  """Writes `predictions.csv` into a run directory: a row for each image of all
-  splits. Without names of files, each is called `split/number`."""
-  names = files or [
-    f'{split}/{row}' for split, a in found.items() for row in range(len(a[0]))
-  ]
-  columns = map(np.concatenate, zip(*found.values(), strict=True))
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(('file', 'cluster', *Assignment._fields[1:]))
-  writer.writerows(zip(names, *columns, strict=True))
-  # Python decodes file names that are not UTF-8 to surrogates.
-  content = text.getvalue().encode(errors='surrogateescape')
-  workdir.write(path, 'predictions.csv', content)

@@ -25,12 +25,13 @@ from jaxclust import (
   pipeline,
   records,
   storage,
+  tables,
   workdir,
 )
 from jaxclust.data import Dataset, augment
 from jaxclust.errors import InputError
 from jaxclust.methods.committee import convene, num_clusters_of
-from jaxclust.report import console, figures, page
+from jaxclust.report import console, figures, maps, page
 from jaxclust.report.console import timed
 
 # Maximum number of images on which members are judged without labels.
@@ -89,7 +90,7 @@ def _labels(path):
 def prepare_committee(config: Any) -> tuple[Dataset, Callable]:
   """Loads the images, and checks the options of all members."""
   dataset = data.load(**config.data)
-  page.check_embedding(config.embedding)
+  maps.check_embedding(config.embedding)
   pipeline.check_spread(config, dataset)
   runs, counts = _runs(config, 'members'), {}
   for name, own in runs.items():
@@ -109,6 +110,7 @@ def prepare_committee(config: Any) -> tuple[Dataset, Callable]:
         f'config.runs.{name}.data.size is {own.data.size}, but '
         f'config.data.size is {config.data.size}: give all the same'
       )
+    own = pipeline.for_few(own, dataset)
     _, method = pipeline.check_stages(own, dataset)
     counts[name] = num_clusters_of(method)
   if len(set(counts.values())) != 1:
@@ -135,17 +137,19 @@ def _committee(config, runs, dataset, path, seconds):
     found = _criteria(runs, dataset, members, labels, points['train'])
   scores, votes = answers.vote(dataset, labels, rows, len(own.centers), found)
   own = pipeline.spread(own, points['train'], seconds)
-  storage.save(path, own)
   with timed(seconds, 'score'):
-    judged, found = answers.judge(dataset, own, points)
+    own, judged, found = answers.judge(dataset, own, points)
     if dataset.labels is None:
       labels = judged['train'].labels
       found['fit'] = pipeline.silhouette(points['train'], labels, own)
     arrays = answers.arrays_of(own, judged, points)
+  storage.save(path, own)
   workdir.write_arrays(path, 'assignments.npz', **arrays, **votes)
   with timed(seconds, 'figures'):
-    shown = findings.find(dataset, own, points['train'], judged['train'], found)
-    sections = page.draw(shown, path / 'figures', config.embedding)
+    places = maps.locate(points, config.embedding)
+    tables.write(path, dataset, own, judged, places)
+    shown = findings.find(dataset, own, places, judged, found)
+    sections = page.draw(shown, path / 'figures')
   return {**found, 'members': rows, 'vote': scores}, sections
 
 

@@ -40,6 +40,8 @@ def save(path: pathlib.Path, model: Model, seed: int = 0) -> None:
     _, parts['spread'] = model.clusters
   if model.manifold is not None:
     parts['manifold'] = model.manifold
+  if model.outliers is not None:
+    parts['outliers'] = model.outliers
   recipe = json.dumps(model.recipe)
   arrays = _flatten(parts)
   workdir.write_arrays(
@@ -139,6 +141,8 @@ def _parse(arrays):
   if recipe['clusterer']:
     clusterer, options = recipe['clusterer'], recipe['clusterer_options']
     like['clusters'] = ALGORITHMS[clusterer].like(num_features, options)
+  if 'outliers' in arrays:
+    like['outliers'] = _shape(*arrays['outliers'].shape[:1])
   model = assemble(recipe, **_fill(like, arrays))
   if model.assigner is None:
     raise ValueError('nothing in it assigns images')

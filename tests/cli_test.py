@@ -60,36 +60,6 @@ def test_the_command_is_told_as_it_is_typed(program, typed):
   assert cli._command([program, flag]) == f"{typed} '{flag}'"
 
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config(variant='plain'):
-  return ConfigDict({'variant': variant})
-"""
-
-
-def test_configs_are_found_here_and_beside_the_launcher(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  digits = cli._load('configs/gmm.py:digits')
-  assert digits.experiment == 'cluster'
-  (tmp_path / 'configs').mkdir()
-  for name in ('gmm', 'mine'):
-    (tmp_path / 'configs' / f'{name}.py').write_text(CONFIG)
-    assert cli._load(f'configs/{name}.py').variant == 'plain'
-  assert cli._load(f'{ROOT}/configs/gmm.py:digits') == digits
-  with pytest.raises(InputError, match=r'did you mean configs/mine\.py\?'):
-    cli._load('configs/mime.py')
-
-
-def test_where_there_are_no_configs_none_is_suggested(
-  tmp_path, monkeypatch, capsys
-):
-  monkeypatch.setattr(cli, '_ROOTS', (tmp_path,))
-  for flags in (['--config=configs/gmm.py'], []):
-    assert launch.main(['launch.py', *flags]) == 2
-    assert 'did you mean' not in capsys.readouterr().err
-
-
 def run(monkeypatch, error, *flags):
   """Returns the status of a command whose experiment raises an error."""
 

@@ -26,7 +26,7 @@ from small_runs import (
 
 import jaxclust
 import launch
-from jaxclust import cli, data, pipeline, selection, workdir
+from jaxclust import commands, data, pipeline, selection, workdir
 
 STAGES = {
   'kmeans': (),
@@ -80,11 +80,11 @@ def check_log(path, name):
 def test_a_config_runs_from_end_to_end(name, finished):
   path, out = finished(name)
   lines = out.splitlines()
-  assert lines[-1] == os.path.relpath(path)
+  assert lines[-1] == os.path.relpath(path / 'report.html')
   assert any('ARI' in line for line in lines)
   assert '\x1b' not in out
   summary = read(path)
-  config = cli._load(f'{ROOT}/configs/{name}.py:digits')
+  config = commands.load(f'{ROOT}/configs/{name}.py:digits')
   assert summary['experiment'] == pipeline.title(config)
   assert summary['dataset']['num_train'] == 1348
   assert summary['dataset']['num_test'] == 449
@@ -238,7 +238,7 @@ def test_idec_is_dec_with_weights(tmp_path):
 def test_configs_that_train_train_alike():
   for variant in ('fashion_mnist', 'digits'):
     configs = [
-      cli._load(f'configs/{n}.py:{variant}') for n in ('gmm', 'ae_kmeans')
+      commands.load(f'configs/{n}.py:{variant}') for n in ('gmm', 'ae_kmeans')
     ]
     first, other = [(c.training.to_dict(), c.network) for c in configs]
     assert other == first

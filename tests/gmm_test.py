@@ -378,3 +378,16 @@ def test_a_key_gives_one_result():
   chex.assert_trees_all_equal(
     gmm.fit(KEY, x, num_components=3), gmm.fit(KEY, x, num_components=3)
   )
+
+
+@pytest.mark.parametrize(
+  ('num_points', 'num_features', 'family'),
+  [
+    *((60_000, 128, 'full'), (2560, 128, 'full'), (2559, 128, 'tied')),
+    *((256, 128, 'tied'), (255, 128, 'diag'), (1, 1, 'diag')),
+  ],
+)
+def test_the_family_suits_the_number_of_points(
+  num_points, num_features, family
+):
+  assert gmm.suited_family(num_points, num_features, 10) == family

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # its `__init__.py`, comes after its modules.
 ORDER = [
   ('', 'errors paths terminal checks memory prefetch programs frames'),
-  ('', 'defaults layers rows'),
+  ('', 'meanings commands defaults layers rows'),
   ('', 'inputs networks'),
   ('algorithms', 'consensus neighbors distances solver covariances lloyd em'),
   ('algorithms', 'seeding prediction densities products pruning runs'),
@@ -33,10 +33,10 @@ ORDER = [
   ('methods', 'committee'),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
-  ('report', 'console board fonts figures page'),
+  ('report', 'console board fonts figures maps page'),
   ('', 'phases model storage selection answers criteria'),
   ('estimators', 'base kmeans minibatch mixture autoencoder'),
-  ('', 'findings pipeline'),
+  ('', 'findings tables pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
   ('benchmark', 'scaling first_call latency'),
   ('', 'predictions records several experiments cli __main__'),
@@ -98,6 +98,9 @@ def test_the_top_level_holds_what_it_should():
   names = {name.split('/')[0] for name in tracked.stdout.split()}
   visible = {name for name in names if not name.startswith('.')}
   assert visible <= {
+    'CHANGELOG.md',
+    'CITATION.cff',
+    'CONTRIBUTING.md',
     'LICENSE',
     'README.md',
     'configs',

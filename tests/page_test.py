@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxclust import metrics
 from jaxclust.errors import InputError
-from jaxclust.report import figures, page
+from jaxclust.report import figures, maps, page
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
@@ -44,7 +44,7 @@ def findings(with_labels=True, channels=1, **changed):
   scores = {'train': metrics.scores(classes, labels, 4)}
   found = page.Findings(
     images=images,
-    points=images.reshape(60, -1) / 255,
+    places={'pca': rng.normal(size=(60, 2))},
     labels=labels,
     confidence=np.linspace(0, 1, 60),
     outlier_score=np.linspace(-3, 3, 60),
@@ -63,14 +63,15 @@ def findings(with_labels=True, channels=1, **changed):
 
 def test_components_of_a_line_and_of_a_plane():
   line = np.arange(5.0)[:, None] * [[3.0, 4.0]]
-  found = page.principal_components(line)
+  found = maps.principal_components(line)(line)
   np.testing.assert_allclose(abs(found[:, 0]), [10, 5, 0, 5, 10], atol=1e-12)
   np.testing.assert_allclose(found[:, 1], 0, atol=1e-12)
   turned = np.random.default_rng(0).normal(size=(50, 3)) * [9.0, 3.0, 1.0]
-  found = page.principal_components(turned)
+  found = maps.principal_components(turned)(turned)
   assert found.var(axis=0) == pytest.approx([81, 9], rel=0.5)
   np.testing.assert_allclose(found[:, 0] @ found[:, 1], 0, atol=1e-9)
-  flat = page.principal_components(np.arange(4.0)[:, None])
+  flat = np.arange(4.0)[:, None]
+  flat = maps.principal_components(flat)(flat)
   assert flat.shape == (4, 2)
   np.testing.assert_array_equal(flat[:, 1], 0)
 
@@ -80,27 +81,63 @@ def test_neighbors_stay_together():
   rng = np.random.default_rng(0)
   centers = 50 * np.eye(3, 8).repeat(20, 0)
   x = (centers + rng.normal(size=centers.shape)).astype(np.float32)
-  embed = page.EMBEDDINGS['tsne'].function
-  found = embed(x)
+  fit = maps.EMBEDDINGS['tsne'].fit
+  found = fit(x)(x)
   assert found.shape == (60, 2)
   means = found.reshape(3, 20, 2).mean(axis=1)
   nearest = np.linalg.norm(found[:, None] - means[None], axis=2).argmin(axis=1)
   np.testing.assert_array_equal(nearest, np.arange(3).repeat(20))
-  np.testing.assert_array_equal(embed(x), found)
+  np.testing.assert_array_equal(fit(x)(x), found)
+  others = centers[::20] + 0.1
+  near = np.linalg.norm(fit(x)(others)[:, None] - means[None], axis=2)
+  np.testing.assert_array_equal(near.argmin(axis=1), np.arange(3))
+
+
+def test_all_points_have_places_on_the_map_of_some():
+  rng = np.random.default_rng(0)
+  points = {
+    split: np.float32(rng.normal(size=(count, 3)) * [9, 3, 1])
+    for split, count in (('train', 4000), ('test', 20))
+  }
+  found = maps.locate(points, 'pca')
+  assert list(found) == ['pca']
+  for split, x in points.items():
+    places = found['pca'][split]
+    assert places.shape == (len(x), 2)
+    for axis, scale in enumerate((9, 3)):
+      match = abs(np.corrcoef(places[:, axis], x[:, axis])[0, 1])
+      assert match > 0.99
+      assert places[:, axis].std() == pytest.approx(scale, rel=0.4)
+
+
+def test_a_map_that_fails_is_a_warning(monkeypatch, tmp_path):
+  def fail(x):
+    raise RuntimeError('no neighbours')
+
+  monkeypatch.setitem(maps.EMBEDDINGS, 'tsne', maps.Embedding('t-SNE', fail))
+  x = {'train': np.eye(5)}
+  with pytest.warns(
+    UserWarning, match=r'map by tsne cannot be drawn \(Runtime'
+  ):
+    assert list(maps.locate(x, 'tsne')) == ['pca']
+  titles = [s.title for s in page.draw(findings(places={}), tmp_path)]
+  assert 'Clusters' in titles
+  assert 'Map' not in titles
 
 
 def test_an_embedding_that_cannot_be_used_is_named(monkeypatch):
   with pytest.raises(InputError, match=r"embedding is 'umap': .* pca, tsne"):
-    page.check_embedding('umap')
-  monkeypatch.setattr(page.importlib.util, 'find_spec', lambda name: None)
-  page.check_embedding('pca')
+    maps.check_embedding('umap')
+  monkeypatch.setattr(maps.importlib.util, 'find_spec', lambda name: None)
+  maps.check_embedding('pca')
   with pytest.raises(InputError, match=r"pip install '\.\[tsne\]'"):
-    page.check_embedding('tsne')
+    maps.check_embedding('tsne')
 
 
 def test_a_page_offers_both_embeddings(tmp_path):
-  pytest.importorskip('openTSNE')
-  sections = page.draw(findings(), tmp_path, 'tsne')
+  places = np.arange(120.0).reshape(60, 2)
+  found = findings(places={'pca': places, 'tsne': -places})
+  sections = page.draw(found, tmp_path)
   text = page.render(SUMMARY, {}, {}, sections)
   assert list(json.loads(Tags(text).scripts[0])['places']) == ['pca', 'tsne']
   assert 'value="tsne"' in text

@@ -1,6 +1,5 @@
 """Predictions: the clusters that a finished run finds in other images."""
 
-import csv
 import re
 import shutil
 
@@ -38,11 +37,14 @@ def test_cosine_k_means_predicts_by_the_cosine(tmp_path):
   rows = table(tmp_path / 'found')
   columns = {
     key: np.array([float(row[key]) for row in rows])
-    for key in ('cluster', 'confidence', 'outlier_score', 'distance')
+    for key in ('cluster', 'second', 'confidence', 'outlier', 'distance')
   }
   np.testing.assert_array_equal(columns['cluster'], away.argmin(axis=1))
   np.testing.assert_allclose(columns['distance'], first, atol=1e-5)
-  np.testing.assert_array_equal(columns['outlier_score'], columns['distance'])
+  nearest_first = away.argsort(axis=1)
+  np.testing.assert_array_equal(columns['second'], nearest_first[:, 1])
+  ranks = columns['outlier'][first.argsort()]
+  assert (np.diff(ranks) >= 0).all()
   expected = 1 - first / second
   np.testing.assert_allclose(columns['confidence'], expected, atol=1e-4)
   with np.load(tmp_path / 'run' / 'assignments.npz') as arrays:
@@ -70,7 +72,7 @@ def test_a_folder_of_colours_and_sizes_is_clustered_and_predicted(
   clusters = [row['cluster'] for row in rows]
   assert len(set(clusters[:8])) == len(set(clusters[16:])) == 1
   assert clusters[0] != clusters[16]
-  strange = np.array([float(row['outlier_score']) for row in rows])
+  strange = np.array([float(row['outlier']) for row in rows])
   assert strange[8:16].min() > np.delete(strange, range(8, 16)).max()
   scores = read(tmp_path / 'found')['images']
   assert 0.5 < scores['purity'] < 1
@@ -93,7 +95,6 @@ def test_a_flat_folder_of_grey_needs_a_run_of_its_channels(
   for file in folder.iterdir():
     Image.open(file).convert('L').convert('RGB').save(file)
   assert run('predict', tmp_path / 'found', *flags) == 0
-  assert 'predictions.csv has the cluster' in capfd.readouterr().out
   assert not {'images', 'train'} & read(tmp_path / 'found').keys()
   assert len(table(tmp_path / 'found')) == 8
 
@@ -123,32 +124,10 @@ def test_pictures_of_another_kind_than_those_learned_are_refused(
   assert not (tmp_path / 'predicted').exists()
 
 
-def test_the_table_keeps_any_name_of_a_file(tmp_path):
-  files = ['a,b.png', 'say "x".png', 'two\nlines.png', 'caf\udce9.png']
-  values = np.arange(4, dtype=np.float32) / 3
-  found = Assignment(np.arange(4, dtype=np.int32), values, -values, 2 * values)
-  predictions.write_predictions(tmp_path, {'images': found}, files)
-  text = (tmp_path / 'predictions.csv').read_bytes()
-  lines = text.decode(errors='surrogateescape').splitlines(keepends=True)
-  header, *rows = csv.reader(lines)
-  assert ' '.join(header) == 'file cluster confidence outlier_score distance'
-  assert [row[0] for row in rows] == files
-  found = np.array([row[1:] for row in rows], np.float32)
-  columns = np.stack([np.arange(4), values, -values, 2 * values], axis=1)
-  np.testing.assert_array_equal(found, columns)
-
-
-def test_images_without_files_are_numbered_in_their_split(tmp_path):
-  part = Assignment(*np.zeros((4, 2), np.float32))
-  predictions.write_predictions(tmp_path, {'train': part, 'test': part}, ())
-  names = [row['file'] for row in table(tmp_path)]
-  assert names == ['train/0', 'train/1', 'test/0', 'test/1']
-
-
 def test_the_typical_members_of_a_cluster_are_its_least_strange():
   labels = np.array([1, 0, 1, 1, 0])
   scores = np.array([3.0, 1.0, -2.0, 3.0, 0.5])
-  found = Assignment(labels, None, scores, None)
+  found = Assignment(labels, labels, None, scores, None)
   rows, titles = predictions.typical(found, 3, 2)
   assert [row.tolist() for row in rows] == [[4, 1], [2, 0], []]
   assert titles == ['0 (2)', '1 (3)', '2 (0)']

@@ -114,8 +114,8 @@ def read(path, name='summary.json'):
 
 
 def table(path):
-  """The rows of predictions.csv."""
-  with open(path / 'predictions.csv', newline='') as file:
+  """The rows of clusters.csv."""
+  with open(path / 'clusters.csv', newline='') as file:
     return list(csv.DictReader(file))
 
 

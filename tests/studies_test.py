@@ -6,7 +6,7 @@ import scipy.stats
 from small_runs import SMALL, read, run
 
 import jaxclust
-from jaxclust import benchmark, cli, data, several, workdir
+from jaxclust import benchmark, commands, data, several, workdir
 from jaxclust.benchmark import contest as contests
 from jaxclust.benchmark.contest import OURS, Contest, Task
 
@@ -168,7 +168,7 @@ def test_a_committee_votes_goes_on_and_is_loaded(finished, capsys):
 
 
 def test_members_are_not_judged_by_changes_that_one_has_trained_with():
-  runs = cli._load('configs/committee.py').runs
+  runs = commands.load('configs/committee.py').runs
   usual = {'crop', 'stretch', 'flip', 'contrast', 'brightness', 'pattern'}
   assert several._changes_of(runs) == usual
   with runs.unlocked():

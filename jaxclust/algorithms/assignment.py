@@ -17,6 +17,7 @@ class Assignment(NamedTuple):
   """What clusters find in each point, on the host."""
 
   labels: np.ndarray  # [N] int32
+  second: np.ndarray  # [N] int32, the next best; the same if K is 1
   # The largest responsibility of a mixture. k-means has no probabilities: it is
   # 1 - a / b for the distances a and b from the nearest and the second nearest
   # center, 1 at a center and 0 halfway between two.
@@ -39,13 +40,14 @@ class Assigner(NamedTuple):
 def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
   labels = np.asarray(kmeans.predict(centers, x, metric=metric))
   distances = np.asarray(kmeans.transform(centers, x, metric=metric))
-  nearest = _own_distance(distances, labels)
+  nearest, second = _of_each(distances, labels), _next_best(-distances, labels)
   if len(centers) == 1:
-    return Assignment(labels, np.ones_like(nearest), nearest, nearest)
-  second = np.partition(distances, 1, axis=1)[:, 1]
+    return Assignment(labels, second, np.ones_like(nearest), nearest, nearest)
+  farther = _of_each(distances, second)
   ratio = np.ones_like(nearest)  # between two centers that are equal
-  np.divide(distances.min(axis=1), second, out=ratio, where=second > 0)
-  return Assignment(labels, 1 - ratio, nearest, nearest)
+  np.divide(nearest, farther, out=ratio, where=farther > 0)
+  confidence = np.maximum(1 - ratio, 0)  # a tie may be decided by rounding
+  return Assignment(labels, second, confidence, nearest, nearest)
 
 
 def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
@@ -61,25 +63,33 @@ def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
   def assign(clusters, x):
     shares = np.asarray(probabilities(clusters, x))
     labels = shares.argmax(axis=1).astype(np.int32)
-    distance = _own_distance(kmeans.transform(centers(clusters), x), labels)
-    return Assignment(labels, shares.max(axis=1), distance, distance)
+    second = _next_best(shares, labels)
+    distance = _of_each(kmeans.transform(centers(clusters), x), labels)
+    return Assignment(labels, second, shares.max(axis=1), distance, distance)
 
   return Assigner(predict, assign, centers, probabilities)
 
 
-def _own_distance(distances, labels):
-  """The distance `[N]` to the center of the own cluster, from `[N, K]`."""
-  return np.take_along_axis(np.asarray(distances), labels[:, None], axis=1)[
-    :, 0
-  ]
+def _of_each(values, labels):
+  """The value `[N]` of the cluster of each point, from `[N, K]`."""
+  return np.take_along_axis(np.asarray(values), labels[:, None], axis=1)[:, 0]
+
+
+def _next_best(values, labels):
+  """The cluster `[N]` of the largest of values `[N, K]` beside that of each
+  point; the same where there is one cluster."""
+  others = np.array(values)
+  np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
+  return others.argmax(axis=1).astype(np.int32)
 
 
 def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
   labels = np.asarray(gmm.predict(params, x))
   shares = np.asarray(gmm.responsibilities(params, x))
-  distance = _own_distance(kmeans.transform(params.means, x), labels)
+  second = _next_best(shares, labels)
+  distance = _of_each(kmeans.transform(params.means, x), labels)
   surprise = np.asarray(gmm.outlier_score(params, x))
-  return Assignment(labels, shares.max(axis=1), surprise, distance)
+  return Assignment(labels, second, shares.max(axis=1), surprise, distance)
 
 
 def nearest_center(metric: str) -> Assigner:

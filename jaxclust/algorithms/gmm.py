@@ -178,6 +178,17 @@ def check(
 _prepare = functools.partial(prepare, check, 'num_components')
 
 
+def suited_family(
+  num_points: int, num_features: int, num_components: int
+) -> str:
+  """The richest family of covariances that points carry: each covariance is of
+  at least twice as many points as it has dimensions."""
+  enough = 2 * num_features
+  if num_points >= enough * num_components:
+    return 'full'
+  return 'tied' if num_points >= enough else 'diag'
+
+
 def _check_params(params, num_components, covariance, num_features):
   """Checks a mixture to start from."""
   expected = GMMParams(

@@ -5,21 +5,17 @@ restarts, S steps, n images on the map.
 """
 
 import base64
-import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
 
-from jaxclust.checks import check_choice
-from jaxclust.errors import InputError
-from jaxclust.report import console, figures
+from jaxclust.report import console, figures, maps
 
 _STRIP = 10  # images in a strip
-_MAP_IMAGES = 1500  # maximum number of images on the map
 _MAP_SIDE = 32  # maximum height and width in pixels of an image there
 
 
@@ -27,7 +23,7 @@ class Findings(NamedTuple):
   """Results of a run that the page shows, on the host."""
 
   images: np.ndarray  # [N, H, W, C] uint8, or floats from 0 to 1
-  points: Any  # [N, D] points that were clustered
+  places: dict[str, np.ndarray]  # map -> places [N, 2] of the images
   labels: np.ndarray  # [N] clusters, 0 to K - 1
   confidence: np.ndarray  # [N] from 0 to 1
   outlier_score: np.ndarray  # [N] higher for images less like their cluster
@@ -55,77 +51,18 @@ class Section(NamedTuple):
   table: Sequence[Sequence[str]] = ()  # its head, and rows
 
 
-class Embedding(NamedTuple):
-  """A way to place points on the map."""
-
-  title: str
-  function: Callable  # points [n, D] -> coordinates [n, 2]
-  module: str | None = None  # package that the extra of the same name installs
-
-
-def principal_components(x: np.ndarray) -> np.ndarray:
-  """Returns the coordinates `[n, 2]` of points `[n, D]` along the two
-  directions of largest variance; a missing direction has coordinates 0.
-
-  >>> abs(principal_components(np.array([[0.0], [2.0]]))).round(6).tolist()
-  [[1.0, 0.0], [1.0, 0.0]]
-  """
-  x = x - x.mean(axis=0, dtype=np.float64)
-  left, values, _ = np.linalg.svd(x, full_matrices=False)
-  found = (left * values)[:, :2]
-  return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
-
-
-def neighbor_embedding(x: np.ndarray) -> np.ndarray:
-  """Returns coordinates `[n, 2]` that keep near points `[n, D]` together, by
-  t-SNE (van der Maaten & Hinton, 2008, Visualizing Data using t-SNE)."""
-  import openTSNE
-
-  perplexity = min(30.0, (len(x) - 1) / 3)
-  fitted = openTSNE.TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit(x)
-  return np.asarray(fitted)
-
-
-EMBEDDINGS = {
-  'pca': Embedding('principal components', principal_components),
-  'tsne': Embedding('t-SNE', neighbor_embedding, 'openTSNE'),
-}
-
-
-def check_embedding(embedding: str) -> None:
-  """Checks that an embedding exists and that its package is installed.
-
-  Raises:
-    InputError: if not.
-  """
-  check_choice('embedding', embedding, EMBEDDINGS)
-  module = EMBEDDINGS[embedding].module
-  if module and importlib.util.find_spec(module) is None:
-    raise InputError(
-      f'embedding is {embedding!r}, but {module} is not installed: '
-      f"pip install '.[{embedding}]', or take 'pca'"
-    )
-
-
-def draw(
-  findings: Findings, folder: pathlib.Path, embedding: str = 'pca'
-) -> list[Section]:
-  """Draws all pictures of a run as PNG files in a folder.
-
-  The map offers an embedding, a key of `EMBEDDINGS`, beside 'pca'.
-
-  Returns:
-    The sections of the page, in order.
-  """
+def draw(findings: Findings, folder: pathlib.Path) -> list[Section]:
+  """Draws all pictures of a run as PNG files in a folder; returns the sections
+  of the page, in order."""
   if findings.classes is not None:
     values, classes = np.unique(findings.classes, return_inverse=True)
     given = findings.class_names
     names = [given[int(v)] if given else str(v) for v in values]
     findings = findings._replace(classes=classes, class_names=names)
-  return list(_sections(findings, folder, embedding))
+  return list(_sections(findings, folder))
 
 
-def _sections(findings, folder, embedding) -> Iterator[Section]:
+def _sections(findings, folder) -> Iterator[Section]:
   num_clusters = len(findings.centers)
   if findings.losses:
     chart = figures.losses(folder / 'loss.png', findings.losses)
@@ -158,7 +95,8 @@ def _sections(findings, folder, embedding) -> Iterator[Section]:
     'misfits.',
     clusters=[_cluster_card(findings, k, folder) for k in range(num_clusters)],
   )
-  yield _map(findings, folder, embedding)
+  if findings.places:
+    yield _map(findings, folder)
   chart = figures.sizes(
     folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
   )
@@ -261,19 +199,17 @@ def _commonest_classes(findings, members):
   )
 
 
-def _map(findings, folder, embedding):
+def _map(findings, folder):
   """Returns the section whose `map` is the data of the page's script."""
-  count = min(_MAP_IMAGES, len(findings.images))
-  rows = np.linspace(0, len(findings.images) - 1, count).astype(int)
-  x = np.asarray(findings.points[rows])
+  rows = maps.shown(len(findings.images))
   groups = {'cluster': findings.labels[rows]}
   names = {'cluster': [str(k) for k in range(len(findings.centers))]}
   if findings.classes is not None:
     groups['class'] = findings.classes[rows]
     names['class'] = findings.class_names
   charts, places = [], {}
-  for place in dict.fromkeys(('pca', embedding)):
-    points = EMBEDDINGS[place].function(x)
+  for place, points in findings.places.items():
+    points = points[rows]
     for name, values in groups.items():
       path = folder / f'map_{place}_{name}.png'
       chart = figures.scatter(path, points, values, names[name])
@@ -283,12 +219,12 @@ def _map(findings, folder, embedding):
     places[place] = np.round((points - low) / span, 4).tolist()
   step = -(-max(findings.images.shape[1:3]) // _MAP_SIDE)
   images = findings.images[rows][:, ::step, ::step]
-  columns = int(np.ceil(np.sqrt(count)))
+  columns = int(np.ceil(np.sqrt(len(rows))))
   sheet = figures.sheet(images, columns)
-  titles = ' or '.join(EMBEDDINGS[place].title for place in places)
+  titles = ' or '.join(maps.EMBEDDINGS[place].title for place in places)
   return Section(
     'Map',
-    f'{count:,} of the images, placed by {titles} of the clustered points; '
+    f'{len(rows):,} of the images, placed by {titles} of the clustered points; '
     'point at one to see it.',
     charts=charts,
     map={
@@ -328,7 +264,7 @@ def render(
     headline=console.headline(summary, reference),
     seeds=console.seed_scores(summary),
     sections=sections,
-    embeddings=EMBEDDINGS,
+    embeddings=maps.EMBEDDINGS,
     command=command,
   )
 

@@ -1,0 +1,158 @@
+"""Commands in words, configs by name, and what help tells."""
+
+import pathlib
+import re
+
+import pytest
+
+import launch
+from jaxclust import commands
+from jaxclust.errors import InputError
+from jaxclust.meanings import MEANINGS, meaning
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(variant='plain'):
+  return ConfigDict({'variant': variant})
+"""
+NAMES = sorted(file.stem for file in (ROOT / 'configs').glob('*.py'))
+
+
+def told(capsys, *words):
+  """What a command prints, which ends well."""
+  assert launch.main(['jaxclust', *words]) == 0
+  return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('words', 'flags'),
+  [
+    ('run gmm:digits', '--config=gmm:digits'),
+    ('run gmm --config.seed=3', '--config=gmm --config.seed=3'),
+    (
+      'run kmeans --data a/b --clusters 4 --seeds 2 --out c --debug',
+      '--config=kmeans --config.data.name=a/b --config.kmeans.num_clusters=4 '
+      '--config.num_seeds=2 --workdir=c --debug',
+    ),
+    (
+      'predict r --data d',
+      '--config=predict --config.run=r --config.data.name=d',
+    ),
+    ('sweep', '--config=sweep'),
+    ('sweep digits --out x', '--config=sweep:digits --workdir=x'),
+    ('report runs/a', '--config=report --config.run=runs/a'),
+    ('benchmark digits', '--config=benchmark:digits'),
+  ],
+)
+def test_a_command_stands_for_flags(words, flags):
+  assert commands.translate(words.split()) == flags.split()
+
+
+def test_sizes_and_clusters_reach_every_option_that_counts_them():
+  flags = commands.translate(['run', 'prototypes', '--size', '8', '9'])
+  assert flags == ['--config=prototypes', '--config.data.size=(8, 9)']
+  flags = commands.translate(['run', 'prototypes:digits', '--clusters', '7'])
+  groups = ('prototypes', 'neighbors', 'self_labels')
+  assert sorted(flags[1:]) == sorted(
+    f'--config.{group}.num_clusters=7' for group in groups
+  )
+  flags = commands.translate(['run', 'gmm', '--clusters', '7'])
+  assert flags[1:] == ['--config.gmm.num_components=7']
+  flags = commands.translate(['run', 'committee', '--clusters', '7'])
+  assert '--config.runs.edges.prototypes.num_clusters=7' in flags
+
+
+@pytest.mark.parametrize(
+  ('words', 'error'),
+  [
+    ('rum gmm', "there is no command 'rum': did you mean run?"),
+    ('run', 'the following arguments are required: CONFIG: see jaxclust run'),
+    ('run gmm --size 3', 'argument --size: expected 2 arguments'),
+    ('run gmm --clusters x', "argument --clusters: invalid int value: 'x'"),
+    ('run gmn', "there is no config 'gmn': did you mean gmm?"),
+    ('run gmm b', "'b' belongs to no flag"),
+    ('--confg=gmm', 'there is no flag --confg: did you mean --config?'),
+    ('', 'no experiment is named: add --config=NAME, one of ae_kmeans, ben'),
+  ],
+)
+def test_a_mistake_in_a_command_is_one_line(words, error, capsys):
+  assert launch.main(['jaxclust', *words.split()]) == 2
+  message = capsys.readouterr().err
+  assert error in message
+  assert message.count('\n') == 1
+
+
+def test_configs_are_found_here_and_beside_the_launcher(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  digits = commands.load('configs/gmm.py:digits')
+  assert digits.experiment == 'cluster'
+  assert commands.load('gmm:digits') == digits
+  (tmp_path / 'configs').mkdir()
+  for name in ('gmm', 'mine'):
+    (tmp_path / 'configs' / f'{name}.py').write_text(CONFIG)
+    assert commands.load(f'configs/{name}.py').variant == 'plain'
+    assert commands.load(f'{name}:other').variant == 'other'
+  assert commands.load(f'{ROOT}/configs/gmm.py:digits') == digits
+  with pytest.raises(InputError, match=r'did you mean configs/mine\.py\?'):
+    commands.load('configs/mime.py')
+  with pytest.raises(InputError, match=r'did you mean mine\?'):
+    commands.load('mime')
+
+
+def test_configs_are_found_in_what_is_installed(tmp_path, monkeypatch):
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'only.py').write_text(CONFIG)
+  monkeypatch.setattr(commands, '_ROOTS', (tmp_path / 'none', tmp_path))
+  assert commands.load('only').variant == 'plain'
+  assert list(commands.files()) == ['only']
+
+
+def test_where_there_are_no_configs_none_is_suggested(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(commands, '_ROOTS', (tmp_path,))
+  for flags in (['--config=configs/gmm.py'], []):
+    assert launch.main(['launch.py', *flags]) == 2
+    assert 'did you mean' not in capsys.readouterr().err
+
+
+def test_the_list_names_each_config_with_a_line(capsys):
+  lines = told(capsys, 'list').splitlines()
+  assert [line.split()[0] for line in lines] == NAMES
+  assert all(
+    len(line) <= 100 and line.endswith(('.', '?', 's.')) for line in lines
+  )
+
+
+def test_help_tells_the_commands_and_the_configs(capsys):
+  text = told(capsys, '--help')
+  for name in (*commands.COMMANDS, *NAMES, '--workdir', '--config.KEY=VALUE'):
+    assert name in text
+  assert '--clusters K' in told(capsys, 'run', '--help')
+  assert 'RUN' in told(capsys, 'predict', '-h')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_help_tells_each_option_of_a_config(name, capsys):
+  text = told(capsys, 'run', name, '--help')
+  options = re.findall(r'^  --config\.(\S+?)=.*\n(.*)$', text, re.MULTILINE)
+  assert options
+  for option, line in options:
+    assert line == f'      {meaning(option)}', option
+    assert meaning(option), option
+
+
+def test_each_meaning_is_that_of_an_option():
+  options = {
+    name.removeprefix('config.')
+    for config in NAMES
+    for name in commands.names_of(commands.load(config))
+  }
+  used = {n for o in options for n in (o.split('.')[-1], *_pairs(o.split('.')))}
+  assert MEANINGS.keys() <= used
+
+
+def _pairs(parts):
+  return (f'{group}.{parts[-1]}' for group in parts[:-1])
