@@ -3,9 +3,9 @@
 An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
-pipeline there are predictions; sweeps, which begin again; benchmarks, which go
-on with their next row; leaderboards and committees, which make several runs;
-and reports, which draw a run again.
+pipeline there are predictions; sweeps and benchmarks, which go on with their
+next fit or row; leaderboards and committees, which make several runs; and
+reports, which draw a run again.
 
 Axes: N images, D features, K clusters.
 """
@@ -217,25 +217,29 @@ def prepare_sweep(config: Any) -> tuple[Dataset, Callable]:
 
 
 def _sweep(config, dataset, options, unit_length, path, seconds):
-  """Clusters into each number of clusters, then scores all at once."""
-  seeds, counts = [config.seed], tuple(options['num_clusters'])
+  """Clusters into each number of clusters that no earlier process has tried,
+  then scores all at once."""
+  seeds, counts = [config.seed], tuple(options.pop('num_clusters'))
   represented = pipeline.represent(config, dataset, seeds, path, seconds)
   x = next(represented).points['train']
   if unit_length:
     x = unit_rows(x)
-  workdir.rewind_log(path, 'num_clusters', 0, phase='sweep')
-  rows, labels = [], []
+  tried = _tried(path)
+  left = [count for count in counts if count not in tried]
   key = jax.random.fold_in(jax.random.key(config.seed), phases.CLUSTERS)
   with (
     timed(seconds, 'sweep', quietly=True),
     console.progress('sweep', len(counts)) as show,
   ):
-    for record in selection.sweep(key, x, **options):
-      labels.append(record.pop('labels'))
+    fits = selection.sweep(key, x, num_clusters=left, **options)
+    for record in fits if left else ():
+      count, labels = record['num_clusters'], record.pop('labels')
+      workdir.write_arrays(path / 'sweep', f'{count}.npz', labels=labels)
       workdir.log(path, phase='sweep', **record)
-      rows.append(record)
-      show(len(rows), f'{record["num_clusters"]} clusters')
+      tried[count] = record, labels
+      show(len(tried), f'{count} clusters')
   with timed(seconds, 'silhouette'):
+    rows, labels = zip(*(tried[count] for count in counts), strict=True)
     scores = selection.silhouette(x, np.stack(labels), counts)
     for record, score in zip(rows, scores.tolist(), strict=True):
       record['silhouette'] = score if np.isfinite(score) else None
@@ -249,6 +253,19 @@ def _sweep(config, dataset, options, unit_length, path, seconds):
   )
   found = {'sweep': rows, 'choices': choices, 'conclusion': told}
   return found, [section]
+
+
+def _tried(path):
+  """The record and the labels of each number of clusters tried before."""
+  (path / 'sweep').mkdir(exist_ok=True)
+  found = {}
+  for record in workdir.read_log(path, phase='sweep'):
+    count = record['num_clusters']
+    with contextlib.suppress(InputError):  # it is tried again
+      arrays = data.read_npz(path / 'sweep' / f'{count}.npz', '')
+      del record['phase']
+      found[count] = record, arrays['labels']
+  return found
 
 
 def prepare_benchmark(config: Any) -> tuple[Dataset, Callable]:

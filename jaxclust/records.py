@@ -5,6 +5,7 @@ A run may be part of another one, in a folder of its own there.
 
 import contextlib
 import pathlib
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -202,12 +203,20 @@ def _files(dataset):
 
 @contextlib.contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-  """Prints warnings as lines, and collects them."""
-  messages = []
+  """Prints warnings as lines, and collects them; of those that differ in
+  numbers alone the first, with how many followed."""
+  messages, kinds = [], {}
 
   def show(message, *place, **options):
-    messages.append(str(message))
-    console.say(f'warning: {message}')
+    text = str(message)
+    own = kinds.setdefault(re.sub(r'\d+', '0', text), [text, len(messages), 0])
+    first, place, count = own
+    if place == len(messages):
+      messages.append(text)
+      console.say(f'warning: {text}')
+    else:
+      own[2] = count + 1
+      messages[place] = f'{first} (and {count + 1} more like this)'
 
   with warnings.catch_warnings():
     warnings.simplefilter('always', UserWarning)

@@ -1,12 +1,24 @@
 """Sweeps, benchmarks, leaderboards and committees from end to end."""
 
+import signal
+
 import numpy as np
 import pytest
 import scipy.stats
-from small_runs import SMALL, read, run
+from small_runs import SMALL, draw_npz, read, run
 
 import jaxclust
-from jaxclust import benchmark, commands, data, several, workdir
+from jaxclust import (
+  benchmark,
+  checks,
+  commands,
+  data,
+  records,
+  selection,
+  several,
+  signals,
+  workdir,
+)
 from jaxclust.benchmark import contest as contests
 from jaxclust.benchmark.contest import OURS, Contest, Task
 
@@ -36,6 +48,56 @@ def test_a_sweep_tells_what_each_criterion_chooses(finished):
   assert (path / 'figures' / 'sweep.png').stat().st_size > 10_000
   records = workdir.read_log(path, phase='sweep')
   assert [r['num_clusters'] for r in records] == [1, 3, 2]
+
+
+def test_a_sweep_goes_on_with_the_numbers_not_tried(tmp_path, monkeypatch):
+  flags = ['--config.stages=()', '--config.sweep.num_restarts=2']
+  flags += [
+    '--config.sweep.num_clusters=(2, 5, 3)',
+    draw_npz(tmp_path / 'x.npz'),
+  ]
+  assert run('sweep', tmp_path / 'whole', *flags) == 0
+  path, fit, counts = tmp_path / 'parts', selection._cluster, []
+
+  def stop_at_the_second(key, x, num_clusters, *rest):
+    counts.append(num_clusters)
+    if num_clusters == 5 and counts.count(5) == 1:
+      raise signals.Stopped(signal.SIGTERM)
+    return fit(key, x, num_clusters, *rest)
+
+  monkeypatch.setattr(selection, '_cluster', stop_at_the_second)
+  assert run('sweep', path, *flags) == 128 + signal.SIGTERM
+  tried = len(counts)
+  assert run('sweep', path, *flags) == 0
+  assert set(counts[:tried]) == {2, 5}
+  assert set(counts[tried:]) == {5, 3}
+  assert read(path)['sweep'] == read(tmp_path / 'whole')['sweep']
+
+  (path / 'summary.json').unlink()  # a file that is lost is made again
+  (path / 'sweep' / '3.npz').write_bytes(b'')
+  tried = len(counts)
+  assert run('sweep', path, *flags) == 0
+  assert set(counts[tried:]) == {3}
+  assert read(path)['sweep'] == read(tmp_path / 'whole')['sweep']
+
+
+def test_warnings_that_differ_in_numbers_alone_are_told_once(capsys):
+  with records.recorded_warnings() as messages:
+    for count in (3, 12):
+      checks.warn(f'{count} of 20 covariances are rank-deficient')
+      checks.warn(f'EM did not converge in {count} steps')
+    checks.warn('another')
+    checks.warn('4 of 20 covariances are rank-deficient')
+  assert messages == [
+    '3 of 20 covariances are rank-deficient (and 2 more like this)',
+    'EM did not converge in 3 steps (and 1 more like this)',
+    'another',
+  ]
+  assert capsys.readouterr().out.splitlines() == [
+    'warning: 3 of 20 covariances are rank-deficient',
+    'warning: EM did not converge in 3 steps',
+    'warning: another',
+  ]
 
 
 @pytest.mark.slow
