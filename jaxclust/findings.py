@@ -49,6 +49,8 @@ def find(
     labels=found.labels,
     confidence=found.confidence,
     outlier_score=found.outlier_score,
+    outlier=own.percentile(found.outlier_score),
+    files=dataset.files[: len(images)],
     centers=centers,
     classes=dataset.labels,
     class_names=dataset.label_names,

@@ -33,7 +33,7 @@ ORDER = [
   ('methods', 'committee'),
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
-  ('report', 'console board fonts figures maps page'),
+  ('report', 'console board fonts figures maps explorer page'),
   ('', 'phases model storage selection answers criteria'),
   ('estimators', 'base kmeans minibatch mixture autoencoder'),
   ('', 'findings tables pipeline'),

@@ -1,7 +1,11 @@
 """The page: its content, and that a browser shows it."""
 
+import contextlib
+import csv
 import html.parser
+import io
 import json
+import pathlib
 import re
 import shutil
 
@@ -48,6 +52,7 @@ def findings(with_labels=True, channels=1, **changed):
     labels=labels,
     confidence=np.linspace(0, 1, 60),
     outlier_score=np.linspace(-3, 3, 60),
+    outlier=np.linspace(0, 100, 60),
     centers=rng.random((4, 6, 7, channels)),
     classes=classes if with_labels else None,
     class_names=NAMES,
@@ -139,9 +144,14 @@ def test_a_page_offers_both_embeddings(tmp_path):
   found = findings(places={'pca': places, 'tsne': -places})
   sections = page.draw(found, tmp_path)
   text = page.render(SUMMARY, {}, {}, sections)
-  assert list(json.loads(Tags(text).scripts[0])['places']) == ['pca', 'tsne']
+  assert map_of(text)['places'] == ['pca', 'tsne']
   assert 'value="tsne"' in text
   assert (tmp_path / 'map_tsne_class.png').is_file()
+
+
+def map_of(text):
+  """What the script of a page takes."""
+  return next(json.loads(s) for s in Tags(text).scripts if s[:8] == '{"item":')
 
 
 def test_the_strips_of_a_cluster_are_its_first_and_last_by_order(tmp_path):
@@ -204,10 +214,10 @@ def test_a_page_holds_all_and_takes_names_as_text(tmp_path):
   # confusion, two maps, sizes and convergence.
   assert len(images) == 4 + 12 + 2 + 7
   # The images of the map are within its data.
-  assert len(list(tmp_path.glob('*.png'))) == len(images) + 1
-  data = json.loads(found.scripts[0])
+  assert len(list(tmp_path.glob('*.png'))) == len(images)
+  data = map_of(text)
   assert data['names']['class'] == list(NAMES)
-  assert np.max(data['places']['pca']) == 1
+  assert data['sheet'].startswith('data:image/webp;base64,')
   assert 'k-means did not converge' in text
 
 
@@ -240,7 +250,7 @@ def test_a_page_of_seeds_that_do_not_have_the_same_scores():
   means = {'train': {'ari': 0.125}, 'test': scores}
   summary = SUMMARY | {'seeds': seeds, 'mean': means, 'std': {}}
   text = page.render(summary, {}, {}, [])
-  cells = re.findall(r'<td>([^<]*)', text[text.index('<h2>Seeds') :])[:14]
+  cells = re.findall(r'<td>([^<]*)', text[text.index('<h2 id="seeds">') :])[:14]
   assert cells == [
     *('3', '-', '-', '-', '0.2500', '0.5000', '0.7500'),
     *('4', '0.1250', '-', '-', '-', '-', '-'),
@@ -254,42 +264,148 @@ def test_an_empty_cluster_has_a_center_and_no_members(tmp_path):
   assert section.clusters[3]['strips'] == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium')
-@pytest.mark.parametrize(('width', 'channels'), [(400, 1), (1400, 3)])
-def test_a_browser_shows_the_page_and_asks_for_nothing(
-  width, channels, tmp_path
-):
+@contextlib.contextmanager
+def shown(tmp_path, width, **changed):
+  """A page in a browser, once its map is drawn; nothing goes wrong there, and
+  nothing is asked for."""
   api = pytest.importorskip('playwright.sync_api')
-  sections = page.draw(findings(channels=channels), tmp_path / 'figures')
+  sections = page.draw(findings(**changed), tmp_path / 'figures')
   path = tmp_path / 'report.html'
   path.write_text(page.render(SUMMARY, {}, {}, sections))
   with api.sync_playwright() as player:
     browser = player.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-    tab = browser.new_page(viewport={'width': width, 'height': 800})
+    tab = browser.new_page(viewport={'width': width, 'height': 900})
     told, asked = [], []
-    tab.on('console', lambda message: told.append(message.text))
-    tab.on('pageerror', lambda error: told.append(str(error)))
+    tab.on('console', lambda message: told.append((message.type, message.text)))
+    tab.on('pageerror', lambda error: told.append(('error', str(error))))
     tab.on('request', lambda request: asked.append(request.url))
     tab.goto(path.as_uri())
+    tab.wait_for_selector('html[data-ready]', state='attached')
+    yield tab
+    browser.close()
+  assert [text for kind, text in told if kind == 'error'] == []
+  outside = [url for url in asked if not url.startswith(('data:', 'blob:'))]
+  assert outside == [path.as_uri()]
+
+
+IN_A_BROWSER = [
+  pytest.mark.slow,
+  pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium'),
+]
+
+
+@pytest.mark.parametrize(
+  ('width', 'channels'),
+  [pytest.param(*v, marks=IN_A_BROWSER) for v in ((400, 1), (1400, 3))],
+)
+def test_a_browser_shows_the_page_and_asks_for_nothing(
+  width, channels, tmp_path
+):
+  with shown(tmp_path, width, channels=channels) as tab:
     assert tab.evaluate('document.documentElement.scrollWidth') == width
     broken = '[...document.images].filter(i => !i.naturalWidth).length'
     assert tab.evaluate(broken) == 0
-    tip, box = tab.locator('.tip'), tab.locator('#map')
-    assert tip.is_hidden()
+    links = tab.locator('nav a')
+    for number in range(links.count()):
+      place = links.nth(number).get_attribute('href')
+      assert tab.locator(f'[id="{place[1:]}"]').count() == 1
     legend = tab.locator('#legend')
     assert legend.inner_text().split() == ['0', '1', '2', '3']
-    for share in np.linspace(0.05, 0.95, 40):
-      frame = box.bounding_box()
-      x, y = share * frame['width'], frame['height'] / 2
-      box.hover(position={'x': x, 'y': y}, force=True)
-      if tip.is_visible():
-        break
-    assert tip.inner_text().startswith('cluster ')
     tab.get_by_label('by class').check()
-    assert legend.inner_text().splitlines() == list(NAMES)
-    browser.close()
-  assert told == []
-  assert [url for url in asked if not url.startswith('data:')] == [
-    path.as_uri()
-  ]
+    assert [t.strip() for t in legend.all_inner_texts()[0].splitlines()] == [
+      *NAMES
+    ]
+    is_dark = 'document.documentElement.classList.contains("dark")'
+    before = tab.evaluate(is_dark)
+    tab.locator('#dark').press('Enter')
+    assert tab.evaluate(is_dark) is not before
+
+
+@pytest.mark.parametrize(
+  'files',
+  [
+    pytest.param(f, marks=IN_A_BROWSER)
+    for f in ((), [f'=a, "{n}".png' for n in range(60)])
+  ],
+)
+def test_a_person_selects_names_and_saves_images(files, tmp_path):
+  with shown(tmp_path, 1200, files=files) as tab:
+    count, chosen = tab.locator('#count'), tab.locator('#number')
+    assert count.inner_text() == '60 of 60 shown'
+    assert chosen.is_hidden()
+
+    plot = tab.locator('#plot')
+    plot.scroll_into_view_if_needed()
+    tab.locator('.bk-tool-icon-box-select').first.click()
+    box = plot.bounding_box()
+    corners = [(5, 60), (box['width'] - 5, box['height'] - 5)]
+    (left, top), end = [(box['x'] + x, box['y'] + y) for x, y in corners]
+    tab.mouse.move(left, top)
+    tab.mouse.down()
+    tab.mouse.move(*end, steps=5)
+    tab.mouse.up()
+    tab.wait_for_function('document.getElementById("number").textContent')
+    assert chosen.inner_text() == '60 selected'
+    thumbs = tab.locator('#thumbs button')
+    assert thumbs.count() == 60
+
+    first = thumbs.first.get_attribute('title')
+    assert first.startswith(files[0] if files else '0, cluster 0')
+    assert 'confidence 0.00' in first
+    tab.locator('#order').select_option('-outlier')
+    assert 'outlier 100' in thumbs.first.get_attribute('title')
+    thumbs.first.press('Enter')
+    assert tab.locator('#zoom p').inner_text() == thumbs.first.get_attribute(
+      'title'
+    )
+    tab.keyboard.press('Escape')
+
+    tab.get_by_label('name of cluster 1').fill('bags, "small"')
+    tab.get_by_label('name of cluster 3').fill('bags, "small"')
+    tab.get_by_label('name of cluster 3').press('Tab')
+    assert tab.locator('#legend').inner_text().count('bags') == 2
+    tab.locator('.members').nth(3).press('Enter')
+    assert chosen.inner_text() == '15 selected'
+    rows = list(csv.DictReader(io.StringIO(saved(tab, '#save'))))
+    assert {row['cluster'] for row in rows} == {'3'}
+    assert {row['name'] for row in rows} == {'bags, "small"'}
+    assert sorted(row['file'] for row in rows) == sorted(
+      f'./{files[n]}' if files else str(n) for n in range(3, 60, 4)
+    )
+    names = json.loads(saved(tab, '#save-names'))
+    assert names == {'1': 'bags, "small"', '3': 'bags, "small"'}
+
+    tab.locator('#clear').press('Enter')
+    assert chosen.is_hidden()
+    tab.locator('#search').fill('5')
+    expected = sum('5' in (files[n] if files else str(n)) for n in range(60))
+    assert count.inner_text() == f'{expected} of 60 shown'
+    tab.locator('#search').fill('')
+    tab.locator('#least').fill('0.5')
+    assert count.inner_text() == '30 of 60 shown'
+    tab.locator('#legend input').nth(1).uncheck()
+    assert count.inner_text() == '22 of 60 shown'
+
+
+def saved(tab, button):
+  """The text that a button saves."""
+  with tab.expect_download() as download:
+    tab.locator(button).click()
+  return pathlib.Path(download.value.path()).read_text()
+
+
+@pytest.mark.parametrize('marks', [pytest.param(1, marks=IN_A_BROWSER)])
+def test_the_pointer_sees_the_image(marks, tmp_path):
+  places = np.array([[0.0, 0.0]] * 30 + [[1.0, 1.0]] * 30)
+  with shown(tmp_path, 1200, places={'pca': places}) as tab:
+    plot = tab.locator('#plot')
+    plot.scroll_into_view_if_needed()
+    box, tip = plot.bounding_box(), tab.locator('.bk-Tooltip')
+    for x in np.linspace(0.05, 0.95, 60):
+      for y in (0.1, 0.15, 0.85, 0.9):
+        tab.mouse.move(
+          box['x'] + x * box['width'], box['y'] + y * box['height']
+        )
+        if tip.count():
+          break
+    assert 'confidence' in tip.first.inner_text()

@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -116,12 +117,12 @@ def confusion(
 
 @_chart
 def purities(path: Path, scores: dict[str, Sequence[float]]) -> Path:
-  """Draws the purities `[K]` of the clusters of each split, highest first."""
-  axes = _axes(5.5, 3, xlabel='clusters, purest first', ylabel='purity')
+  """Draws the purity of each of K clusters in each split."""
+  axes = _axes(5.5, 3, xlabel='cluster', ylabel='purity')
   width = 0.8 / len(scores)
   for i, (split, values) in enumerate(scores.items()):
     places = np.arange(len(values)) + (i - (len(scores) - 1) / 2) * width
-    axes.bar(places, sorted(values, reverse=True), width, label=split)
+    axes.bar(places, values, width, label=split)
   axes.set_ylim(0, 1)
   axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(alpha=0.3, axis='y')
@@ -369,10 +370,10 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
   return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-def save_image(path: Path, image: np.ndarray) -> Path:
-  """Writes an image `[H, W, C]`, see `as_bytes`."""
+def save_image(path: Path, image: np.ndarray, **options: Any) -> Path:
+  """Writes an image `[H, W, C]`, see `as_bytes`, with options of Pillow's."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(_picture(as_bytes(image))).save(path)
+  Image.fromarray(_picture(as_bytes(image))).save(path, **options)
   return path
 
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from jaxclust.report import console, figures, maps
+from jaxclust.report import console, explorer, figures, maps
 
 _STRIP = 10  # images in a strip
-_MAP_SIDE = 32  # maximum height and width in pixels of an image there
+_FOLDER = pathlib.Path(__file__).parent  # of the template and its script
 
 
 class Findings(NamedTuple):
@@ -27,10 +27,12 @@ class Findings(NamedTuple):
   labels: np.ndarray  # [N] clusters, 0 to K - 1
   confidence: np.ndarray  # [N] from 0 to 1
   outlier_score: np.ndarray  # [N] higher for images less like their cluster
+  outlier: np.ndarray  # [N] its percentile
   centers: np.ndarray  # [K, H, W, C] centers of the clusters, as images
   classes: np.ndarray | None  # [N] true classes; None if there are none
   class_names: Sequence[str]  # names of the classes; () for their values
   scores: dict  # split -> its scores, as `metrics.scores` returns them
+  files: Sequence[str] = ()  # [N] names of the images; () if they have none
   losses: Sequence[dict] = ()  # log records of the training
   views: Sequence[np.ndarray] = ()  # some images [n, H, W, C], then their views
   reconstruction_errors: np.ndarray | None = None  # [N]
@@ -47,7 +49,7 @@ class Section(NamedTuple):
   charts: Sequence[tuple[pathlib.Path, str]] = ()
   strips: Sequence[tuple[pathlib.Path, str]] = ()
   clusters: Sequence[dict] = ()  # see `_cluster_card`
-  map: dict | None = None  # see `_map`
+  map: dict | None = None  # see `explorer.build`
   table: Sequence[Sequence[str]] = ()  # its head, and rows
 
 
@@ -64,15 +66,27 @@ def draw(findings: Findings, folder: pathlib.Path) -> list[Section]:
 
 def _sections(findings, folder) -> Iterator[Section]:
   num_clusters = len(findings.centers)
-  if findings.losses:
-    chart = figures.losses(folder / 'loss.png', findings.losses)
-    yield Section(
-      'Training',
-      'Mean squared error of the reconstructions after each epoch.'
-      if findings.reconstruct
-      else 'The loss of the method after each epoch.',
-      charts=[(chart, 'training and validation loss of each epoch')],
-    )
+  yield Section(
+    'Clusters',
+    'The center of each cluster as an image, or the image nearest to it if the '
+    'network only encodes; and its members: most typical, least certain, and '
+    'misfits.',
+    clusters=[_cluster_card(findings, k, folder) for k in range(num_clusters)],
+  )
+  if findings.places:
+    yield _map(findings, folder)
+  if findings.scores:
+    yield _agreement(findings, folder)
+  chart = figures.sizes(
+    folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
+  )
+  yield Section(
+    'Sizes and confidence',
+    'The number of images in each cluster, and the confidence of all images.',
+    charts=[(chart, 'sizes of the clusters, and a histogram of confidence')],
+  )
+  if findings.reconstruct is not None:
+    yield _reconstructions(findings, folder)
   if len(findings.views):
     path = figures.save_image(
       folder / 'views.png',
@@ -84,27 +98,15 @@ def _sections(findings, folder) -> Iterator[Section]:
       'to see the same thing in all of them.',
       strips=[(path, 'images above, their views below')],
     )
-  if findings.reconstruct is not None:
-    yield _reconstructions(findings, folder)
-  if findings.scores:
-    yield _agreement(findings, folder)
-  yield Section(
-    'Clusters',
-    'The center of each cluster as an image, or the image nearest to it if the '
-    'network only encodes; and its members: most typical, least certain, and '
-    'misfits.',
-    clusters=[_cluster_card(findings, k, folder) for k in range(num_clusters)],
-  )
-  if findings.places:
-    yield _map(findings, folder)
-  chart = figures.sizes(
-    folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
-  )
-  yield Section(
-    'Sizes and confidence',
-    'The number of images in each cluster, and the confidence of all images.',
-    charts=[(chart, 'sizes of the clusters, and a histogram of confidence')],
-  )
+  if findings.losses:
+    chart = figures.losses(folder / 'loss.png', findings.losses)
+    yield Section(
+      'Training',
+      'Mean squared error of the reconstructions after each epoch.'
+      if findings.reconstruct
+      else 'The loss of the method after each epoch.',
+      charts=[(chart, 'training and validation loss of each epoch')],
+    )
   if findings.histories.size:
     chart = figures.convergence(
       folder / 'convergence.png', findings.histories, findings.score_name
@@ -180,6 +182,7 @@ def _cluster_card(findings, cluster, folder):
   return {
     'number': cluster,
     'size': len(members),
+    'share': len(members) / len(findings.labels),
     'classes': _commonest_classes(findings, members),
     'center': figures.save_image(
       folder / f'cluster_{cluster}_center.png', findings.centers[cluster]
@@ -201,42 +204,29 @@ def _commonest_classes(findings, members):
 
 def _map(findings, folder):
   """Returns the section whose `map` is the data of the page's script."""
-  rows = maps.shown(len(findings.images))
-  groups = {'cluster': findings.labels[rows]}
+  groups = {'cluster': findings.labels}
   names = {'cluster': [str(k) for k in range(len(findings.centers))]}
   if findings.classes is not None:
-    groups['class'] = findings.classes[rows]
-    names['class'] = findings.class_names
-  charts, places = [], {}
+    groups['class'], names['class'] = findings.classes, findings.class_names
+  rows, charts = maps.shown(len(findings.images)), []
   for place, points in findings.places.items():
-    points = points[rows]
     for name, values in groups.items():
       path = folder / f'map_{place}_{name}.png'
-      chart = figures.scatter(path, points, values, names[name])
+      chart = figures.scatter(path, points[rows], values[rows], names[name])
       charts.append((chart, f'map by {place}, colored by {name}'))
-    low, high = points.min(axis=0), points.max(axis=0)
-    span = np.maximum(high - low, 1e-30).max()
-    places[place] = np.round((points - low) / span, 4).tolist()
-  step = -(-max(findings.images.shape[1:3]) // _MAP_SIDE)
-  images = findings.images[rows][:, ::step, ::step]
-  columns = int(np.ceil(np.sqrt(len(rows))))
-  sheet = figures.sheet(images, columns)
-  titles = ' or '.join(maps.EMBEDDINGS[place].title for place in places)
+  sheet = folder / 'map_images.webp'
+  values = {'confidence': findings.confidence, 'outlier': findings.outlier}
+  data = explorer.build(
+    *(sheet, findings.images, findings.places, groups, names, values),
+    findings.files,
+  )
+  titles = ' or '.join(maps.EMBEDDINGS[p].title for p in findings.places)
   return Section(
     'Map',
-    f'{len(rows):,} of the images, placed by {titles} of the clustered points; '
-    'point at one to see it.',
+    f'Images, placed by {titles} of the clustered points. Point at one to see '
+    'it; select some with the lasso or the box to list and save them.',
     charts=charts,
-    map={
-      'sheet': _data_uri(figures.save_image(folder / 'map_images.png', sheet)),
-      'columns': columns,
-      'height': images.shape[1],
-      'width': images.shape[2],
-      'places': places,
-      'groups': {name: values.tolist() for name, values in groups.items()},
-      'names': names,
-      'colors': figures.COLORS,
-    },
+    map=data | {'sheet': _data_uri(sheet)},
   )
 
 
@@ -250,25 +240,39 @@ def render(
   """Returns the page as HTML, from what `summary.json` holds, the config, the
   published scores, the sections that `draw` returns, and what was typed."""
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    loader=jinja2.FileSystemLoader(_FOLDER),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
   environment.filters['data_uri'] = _data_uri
+  headline = console.headline(summary, reference)
+  seeds = console.seed_scores(summary)
+  first = sum(bool(s.clusters or s.map) for s in sections)  # these come first
+  members = 'Members' if 'members' in summary else 'Seeds'
+  scores = {'Scores': headline, members: seeds, 'Warnings': summary['warnings']}
   environment.policies['json.dumps_kwargs'] = {'sort_keys': False}
   return environment.get_template('page.html').render(
     summary=summary,
     config=json.dumps(config, indent=2),
-    headline=console.headline(summary, reference),
-    seeds=console.seed_scores(summary),
+    headline=headline,
+    seeds=seeds,
     sections=sections,
     embeddings=maps.EMBEDDINGS,
+    explorer=explorer.script() if any(s.map for s in sections) else '',
+    script=(_FOLDER / 'page.js').read_text(),
+    first=first,
+    titles=[
+      *(s.title for s in sections[:first]),
+      *(title for title, given in scores.items() if given),
+      *(s.title for s in sections[first:]),
+      'How it was made',
+    ],
     command=command,
   )
 
 
 def _data_uri(path):
   content = base64.b64encode(path.read_bytes()).decode()
-  return f'data:image/png;base64,{content}'
+  return f'data:image/{path.suffix[1:]};base64,{content}'

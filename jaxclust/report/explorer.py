@@ -1,0 +1,182 @@
+"""The map on the page: points to pan, select and save, which Bokeh draws.
+
+Axes: N images, n images on the map, H height, W width, C channels, K clusters,
+G classes, T thumbnails.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxclust.report import figures
+
+# Maximum number of images on the map, and of those that it shows.
+_POINTS, _THUMBNAILS = 60_000, 10_000
+
+# Maximum height and width in pixels of a thumbnail.
+_SIDE = 32
+
+# Maximum pixels of a sheet of thumbnails that is kept without loss.
+_LOSSLESS = 2**21
+
+# Height of the map, and of a picture beside the pointer, in pixels of CSS.
+_HEIGHT, _TIP = 560, 96
+
+
+def build(
+  path: pathlib.Path,
+  images: np.ndarray,
+  places: dict[str, np.ndarray],
+  groups: dict[str, np.ndarray],
+  names: dict[str, Sequence[str]],
+  values: dict[str, np.ndarray],
+  files: Sequence[str] = (),
+) -> dict:
+  """Writes thumbnails of images `[N, H, W, C]` to a path; returns what the
+  script of the page takes, as JSON has it.
+
+  Args:
+    path: of the sheet of thumbnails, a WebP file.
+    images: uint8, or floats from 0 to 1.
+    places: map -> places `[N, 2]`.
+    groups: 'cluster' and, if known, 'class' -> numbers `[N]`.
+    names: of these numbers.
+    values: name -> numbers `[N]` that the page tells of an image.
+    files: `[N]` names; () where there are none.
+  """
+  count = min(_POINTS, len(images))
+  rows = np.linspace(0, len(images) - 1, count).astype(int)
+  shown = rows[_spread(groups['cluster'][rows])]
+  step = -(-max(images.shape[1:3]) // _SIDE)
+  small = figures.as_bytes(images[shown][:, ::step, ::step])
+  blank = np.full((1, *small.shape[1:]), 128, np.uint8)
+  columns = int(np.ceil(np.sqrt(len(shown) + 1)))
+  sheet = figures.sheet(np.concatenate([small, blank]), columns)
+  figures.save_image(path, sheet, lossless=sheet[..., 0].size <= _LOSSLESS)
+  cells = np.full(len(images), len(shown))
+  cells[shown] = np.arange(len(shown))
+  height, width = small.shape[1:3]
+  zoom = max(1, round(_TIP / max(height, width)))
+  data = {
+    'row': rows,
+    'left': cells[rows] % columns * width * zoom,
+    'top': cells[rows] // columns * height * zoom,
+    **{name: own[rows] for name, own in groups.items()},
+  }
+  data = {name: own.astype(np.int32) for name, own in data.items()}
+  for name, own in values.items():
+    data[name] = own[rows].astype(np.float32)
+  for name, own in places.items():
+    data[f'{name}_x'], data[f'{name}_y'] = own[rows].T.astype(np.float32)
+  size = {'width': width, 'height': height, 'columns': columns, 'zoom': zoom}
+  return {
+    'item': _plot(data, names, size),
+    'places': list(places),
+    'names': {name: list(own) for name, own in names.items()},
+    'values': list(values),
+    'files': [files[row] for row in rows] if files else [],
+    'colors': figures.COLORS,
+    **size,
+  }
+
+
+def _spread(labels):
+  """Numbers of at most T points, as many of each cluster as there can be."""
+  if len(labels) <= _THUMBNAILS:
+    return np.arange(len(labels))
+  order, sizes = np.argsort(labels, kind='stable'), np.bincount(labels)
+  members = np.split(order, np.cumsum(sizes)[:-1])
+  kept = [
+    own[np.linspace(0, len(own) - 1, most).astype(int)]
+    for own, most in zip(members, _quota(sizes), strict=True)
+  ]
+  return np.sort(np.concatenate(kept))
+
+
+def _quota(sizes):
+  """How many of each cluster are shown: the same number, or all."""
+  low, high = 0, int(sizes.max())
+  while low < high:
+    middle = (low + high + 1) // 2
+    if np.minimum(sizes, middle).sum() <= _THUMBNAILS:
+      low = middle
+    else:
+      high = middle - 1
+  return np.minimum(sizes, low)
+
+
+def _plot(data, names, size):
+  """The plot as JSON; imports of Bokeh take a second."""
+  from bokeh.embed import json_item
+  from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, HoverTool
+  from bokeh.plotting import figure
+  from bokeh.transform import linear_cmap
+
+  first = next(name for name in data if name.endswith('_x'))
+  place = first.removesuffix('_x')
+  data |= {'x': data[first], 'y': data[f'{place}_y'], 'group': data['cluster']}
+  source = ColumnDataSource(data, name='images')
+  number = max(map(len, names.values()))
+  palette = [figures.COLORS[i % len(figures.COLORS)] for i in range(number)]
+  plot = figure(
+    name='plot',
+    height=_HEIGHT,
+    sizing_mode='stretch_width',
+    output_backend='webgl',
+    match_aspect=True,
+    tools='pan,wheel_zoom,box_zoom,box_select,lasso_select,tap,undo,reset',
+    active_drag='pan',
+    active_scroll='wheel_zoom',
+    toolbar_location='above',
+    background_fill_alpha=0,
+    border_fill_alpha=0,
+    outline_line_color=None,
+  )
+  plot.axis.visible = False
+  plot.grid.visible = False
+  plot.toolbar.logo = None
+  points = plot.scatter(
+    *('x', 'y'),
+    source=source,
+    view=CDSView(filter=BooleanFilter(name='shown')),
+    size=6,
+    line_color=None,
+    fill_color=linear_cmap('group', palette, -0.5, number - 0.5),
+    fill_alpha=0.8,
+    nonselection_fill_alpha=0.12,
+  )
+  picture = (
+    'width:{w}px;height:{h}px;background:var(--sheet) '
+    '-@left{{0}}px -@top{{0}}px / {all}px auto;image-rendering:pixelated'
+  ).format(
+    w=size['width'] * size['zoom'],
+    h=size['height'] * size['zoom'],
+    all=size['width'] * size['zoom'] * size['columns'],
+  )
+  told = ''.join(
+    f'<div>{name} @{name}{{0.[00]}}</div>'
+    for name in ('cluster', 'confidence', 'outlier')
+    if name in data
+  )
+  plot.add_tools(
+    HoverTool(
+      renderers=[points],
+      tooltips=f'<div style="{picture}"></div>{told}',
+      point_policy='follow_mouse',
+      attachment='horizontal',
+    )
+  )
+  return json.loads(json.dumps(json_item(plot, 'plot')))
+
+
+@functools.cache
+def script() -> str:
+  """BokehJS, as the page holds it, but for a line that writes to the console."""
+  from bokeh.resources import Resources
+
+  resources = Resources('inline', components=['bokeh', 'bokeh-gl'])
+  parts = [text for text in resources.js_raw if 'set_log_level(' not in text[:40]]
+  return '\n'.join(parts)
