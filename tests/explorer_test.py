@@ -61,10 +61,9 @@ def _sources(item):
     ([12], [10]),
   ],
 )
-def test_small_clusters_keep_their_pictures(sizes, expected, monkeypatch):
-  monkeypatch.setattr(explorer, '_THUMBNAILS', 10)
+def test_small_clusters_keep_their_pictures(sizes, expected):
   labels = np.repeat(np.arange(len(sizes)), sizes)
-  kept = explorer._spread(labels)
+  kept = explorer._spread(labels, 10)
   assert (np.diff(kept) > 0).all()
   counts = np.bincount(labels[kept], minlength=len(sizes))
   np.testing.assert_array_equal(counts, expected)
@@ -73,6 +72,7 @@ def test_small_clusters_keep_their_pictures(sizes, expected, monkeypatch):
 def test_a_large_set_is_thinned_evenly(monkeypatch, tmp_path):
   monkeypatch.setattr(explorer, '_POINTS', 50)
   monkeypatch.setattr(explorer, '_THUMBNAILS', 20)
+  monkeypatch.setattr(explorer, '_SMALL_SHEET', 0)
   count, labels = 500, np.arange(500) % 4
   data = explorer.build(
     tmp_path / 'sheet.webp',
@@ -91,3 +91,18 @@ def test_a_large_set_is_thinned_evenly(monkeypatch, tmp_path):
   last = 20 * data['zoom'] * np.array([20 % 5, 20 // 5])  # the empty one
   assert cells.count(tuple(last)) == 30
   assert (data['width'], data['height']) == (20, 20)
+
+
+def test_more_are_shown_where_they_take_little_room(monkeypatch, tmp_path):
+  monkeypatch.setattr(explorer, '_THUMBNAILS', 20)
+  for most, expected in ((30, 28), (1000, 60)):
+    monkeypatch.setattr(explorer, '_MOST_THUMBNAILS', most)
+    data = explorer.build(
+      tmp_path / 'sheet.webp',
+      np.zeros((60, 4, 3, 1)),
+      {'pca': np.zeros((60, 2))},
+      {'cluster': np.arange(60) % 4},
+      {'cluster': list('0123')},
+      {'confidence': np.zeros(60)},
+    )
+    assert column(data, 'pictured').sum() == expected

@@ -13,14 +13,21 @@ import numpy as np
 
 from jaxclust.report import figures
 
-# Maximum number of images on the map, and of those that it shows.
-_POINTS, _THUMBNAILS = 60_000, 10_000
+# Maximum number of images on the map; of thumbnails; and of these where they
+# take little room.
+_POINTS, _THUMBNAILS, _MOST_THUMBNAILS = 60_000, 10_000, 20_000
+
+# Bytes of a sheet of thumbnails that takes little room.
+_SMALL_SHEET = 5 * 2**20
 
 # Maximum height and width in pixels of a thumbnail.
 _SIDE = 32
 
 # Maximum pixels of a sheet of thumbnails that is kept without loss.
 _LOSSLESS = 2**21
+
+# Number of points from which they are drawn smaller.
+_DENSE = 10_000
 
 # Height of the map, and of a picture beside the pointer, in pixels of CSS.
 _HEIGHT, _TIP = 560, 96
@@ -49,19 +56,19 @@ def build(
   """
   count = min(_POINTS, len(images))
   rows = np.linspace(0, len(images) - 1, count).astype(int)
-  shown = rows[_spread(groups['cluster'][rows])]
-  step = -(-max(images.shape[1:3]) // _SIDE)
-  small = figures.as_bytes(images[shown][:, ::step, ::step])
-  blank = np.full((1, *small.shape[1:]), 128, np.uint8)
-  columns = int(np.ceil(np.sqrt(len(shown) + 1)))
-  sheet = figures.sheet(np.concatenate([small, blank]), columns)
-  figures.save_image(path, sheet, lossless=sheet[..., 0].size <= _LOSSLESS)
+  labels = groups['cluster'][rows]
+  shown = rows[_spread(labels, _THUMBNAILS)]
+  columns, height, width = _save(path, images[shown])
+  room = int(len(shown) / path.stat().st_size * _SMALL_SHEET)
+  if len(shown) < min(room, count):
+    shown = rows[_spread(labels, min(room, _MOST_THUMBNAILS))]
+    columns, height, width = _save(path, images[shown])
   cells = np.full(len(images), len(shown))
   cells[shown] = np.arange(len(shown))
-  height, width = small.shape[1:3]
   zoom = max(1, round(_TIP / max(height, width)))
   data = {
     'row': rows,
+    'pictured': cells[rows] < len(shown),
     'left': cells[rows] % columns * width * zoom,
     'top': cells[rows] // columns * height * zoom,
     **{name: own[rows] for name, own in groups.items()},
@@ -83,25 +90,37 @@ def build(
   }
 
 
-def _spread(labels):
-  """Numbers of at most T points, as many of each cluster as there can be."""
-  if len(labels) <= _THUMBNAILS:
+def _save(path, images):
+  """Writes thumbnails of images, and an empty one, as a sheet; returns how many
+  stand in a row, and their height and width."""
+  step = -(-max(images.shape[1:3]) // _SIDE)
+  small = figures.as_bytes(images[:, ::step, ::step])
+  blank = np.full((1, *small.shape[1:]), 128, np.uint8)
+  columns = int(np.ceil(np.sqrt(len(images) + 1)))
+  sheet = figures.sheet(np.concatenate([small, blank]), columns)
+  figures.save_image(path, sheet, lossless=sheet[..., 0].size <= _LOSSLESS)
+  return columns, *small.shape[1:3]
+
+
+def _spread(labels, most):
+  """Numbers of at most so many points, as many of each cluster as can be."""
+  if len(labels) <= most:
     return np.arange(len(labels))
   order, sizes = np.argsort(labels, kind='stable'), np.bincount(labels)
   members = np.split(order, np.cumsum(sizes)[:-1])
   kept = [
-    own[np.linspace(0, len(own) - 1, most).astype(int)]
-    for own, most in zip(members, _quota(sizes), strict=True)
+    own[np.linspace(0, len(own) - 1, count).astype(int)]
+    for own, count in zip(members, _quota(sizes, most), strict=True)
   ]
   return np.sort(np.concatenate(kept))
 
 
-def _quota(sizes):
+def _quota(sizes, most):
   """How many of each cluster are shown: the same number, or all."""
   low, high = 0, int(sizes.max())
   while low < high:
     middle = (low + high + 1) // 2
-    if np.minimum(sizes, middle).sum() <= _THUMBNAILS:
+    if np.minimum(sizes, middle).sum() <= most:
       low = middle
     else:
       high = middle - 1
@@ -142,7 +161,7 @@ def _plot(data, names, size):
     *('x', 'y'),
     source=source,
     view=CDSView(filter=BooleanFilter(name='shown')),
-    size=6,
+    size=6 if len(data['row']) < _DENSE else 3,
     line_color=None,
     fill_color=linear_cmap('group', palette, -0.5, number - 0.5),
     fill_alpha=0.8,
@@ -174,9 +193,11 @@ def _plot(data, names, size):
 
 @functools.cache
 def script() -> str:
-  """BokehJS, as the page holds it, but for a line that writes to the console."""
+  """BokehJS, but for a line of it that writes to the console."""
   from bokeh.resources import Resources
 
   resources = Resources('inline', components=['bokeh', 'bokeh-gl'])
-  parts = [text for text in resources.js_raw if 'set_log_level(' not in text[:40]]
+  parts = [
+    text for text in resources.js_raw if 'set_log_level(' not in text[:40]
+  ]
   return '\n'.join(parts)

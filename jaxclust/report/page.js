@@ -128,10 +128,11 @@
     function list() {
       const found = chosen();
       at('chosen').hidden = !found.length;
-      const more = found.length > listed ? `, the first ${listed} here` : '';
+      const seen = found.filter(i => source.data.pictured[i]).slice(0, listed);
+      const more = seen.length < found.length ? `, ${seen.length} here` : '';
       at('number').textContent =
         `${found.length.toLocaleString('en')} selected${more}`;
-      at('thumbs').replaceChildren(...found.slice(0, listed).map(i => {
+      at('thumbs').replaceChildren(...seen.map(i => {
         const thumb = document.createElement('button');
         thumb.type = 'button';
         thumb.title = describe(source, i);
