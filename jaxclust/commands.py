@@ -112,9 +112,17 @@ COMMANDS = {
   'run': ('find clusters', 'CONFIG', ('data', 'size', 'clusters', 'seeds')),
   'predict': ('find the clusters of a run in other images', 'RUN', ('data',)),
   'sweep': ('ask how many clusters there are', 'VARIANT', ('data', 'size')),
+  'compare': ('show how runs differ', 'RUNS', ()),
   'report': ('draw figures and page of a run again', 'RUN', ()),
   'benchmark': ('measure speed beside other libraries', 'VARIANT', ()),
   'list': ('name the configs', '', ()),
+}
+
+
+# How often what a command is given may be repeated.
+_NUMBERS = {
+  'VARIANT': {'nargs': '?', 'default': ''},
+  'RUNS': {'nargs': '+'},
 }
 
 
@@ -143,8 +151,7 @@ def _parsers():
     about = {'help': text, 'description': text}
     own = each[name] = add(name, **about, add_help=False, allow_abbrev=False)
     if given:
-      number = {'nargs': '?', 'default': ''} if given == 'VARIANT' else {}
-      own.add_argument('given', metavar=given, **number)
+      own.add_argument('given', metavar=given, **_NUMBERS.get(given, {}))
     if 'data' in options:
       text = 'a folder of pictures, an .npz, an .npy or the name of a set'
       own.add_argument('--data', metavar='PATH', help=text)
@@ -193,6 +200,8 @@ def translate(words: Sequence[str]) -> list[str]:
   elif kind == 'VARIANT' and given:
     config = f'{command}:{given}'
   flags = [f'--config={config}']
+  if kind == 'RUNS':
+    flags.append(f'--config.runs={tuple(given)}')
   if kind == 'RUN':
     flags.append(f'--config.run={given}')
   if found.get('data'):

@@ -4,8 +4,8 @@ An experiment is one line: data, stages of methods one after another, points, a
 clusterer if the last method does not assign images itself, assignment, scores,
 files. It resumes what an earlier process of the same run has saved. Beside this
 pipeline there are predictions; sweeps and benchmarks, which go on with their
-next fit or row; leaderboards and committees, which make several runs; and
-reports, which draw a run again.
+next fit or row; leaderboards and committees, which make several runs;
+comparisons of finished runs; and reports, which draw a run again.
 
 Axes: N images, D features, K clusters.
 """
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxclust import (
   benchmark,
   checks,
+  comparison,
   data,
   model,
   phases,
@@ -340,4 +341,5 @@ EXPERIMENTS = {
   'benchmark': Experiment('benchmark', prepare_benchmark),
   'leaderboard': Experiment('methods', several.prepare_leaderboard),
   'committee': Experiment('members', several.prepare_committee),
+  'compare': Experiment('runs', comparison.prepare),
 }

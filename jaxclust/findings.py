@@ -13,7 +13,7 @@ from jaxclust import encoding, model, plans
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset, augment
 from jaxclust.model import Model
-from jaxclust.report import page
+from jaxclust.report import figures, page
 
 # Number of images whose views are shown.
 _SHOWN = 10
@@ -39,10 +39,8 @@ def find(
       own.apply(encoding.errors, images)
     )
     course['reconstruct'] = lambda some: own.decode(own.points(some))
-  # Floats within 0 and 1 can be shown.
-  if own.method is None and images.dtype != np.uint8:
-    low, high = min(0.0, images.min()), max(1.0, images.max())
-    images, centers = ((a - low) / (high - low) for a in (images, centers))
+  if own.method is None:
+    images, centers = figures.to_unit(images, centers)
   return page.Findings(
     images=images,
     places={name: own[first] for name, own in places.items()},

@@ -59,6 +59,7 @@ MEANINGS = {
   'reconstruction': 'weight of the mean squared error',
   'reference': 'published scores to compare with',
   'reg': 'ridge of the covariances, in units of the mean variance',
+  'runs': 'directories of finished runs',
   'run': 'the directory of a finished run',
   'schedule': "of the learning rate: 'constant', or 'cosine' down to 0",
   'seed': 'of all that is drawn',

@@ -99,7 +99,8 @@ def fill_within(config: Any, path: pathlib.Path) -> dict:
 def published(config: Any) -> dict:
   """Published scores of the config's images; {} if there are none."""
   found = config.get('reference', ConfigDict()).to_dict()
-  return found if found.get('dataset') == config.data.name else {}
+  own = config.get('data', {}).get('name')
+  return found if found and found['dataset'] == own else {}
 
 
 # What `origin.json` and summaries say of versions: those at work, and those of
@@ -126,7 +127,7 @@ def check_origin(
   for key, what in (('data', 'the images'), ('run', 'the model of the run')):
     if old.get(key) != origin.get(key):
       raise InputError(
-        f'{what} {config[key].name if key == "data" else config[key]} changed '
+        f'{what} {dataset.name if key == "data" else config[key]} changed '
         f'since {path} began: put the old ones back, or name another directory '
         'with --workdir=DIR'
       )

@@ -19,6 +19,9 @@ from jaxclust.errors import InputError
 from jaxclust.model import Model
 from jaxclust.paths import as_path
 
+# The table that programs read.
+PARQUET = 'clusters.parquet'
+
 # First characters of a text that a spreadsheet takes for a formula.
 _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
@@ -47,7 +50,7 @@ def write(
     names: of the K clusters; their numbers if empty.
   """
   import pyarrow
-  from pyarrow import csv, parquet
+  from pyarrow import parquet
 
   found = Assignment(*map(np.concatenate, zip(*judged.values(), strict=True)))
   sizes = {split: len(each.labels) for split, each in judged.items()}
@@ -59,28 +62,43 @@ def write(
   if places:
     last = next(reversed(places.values()))
     x, y = np.concatenate([last[split] for split in judged]).T
-  table = pyarrow.table(
-    {
-      'file': _texts(files),
-      'split': np.repeat(list(sizes), list(sizes.values())),
-      'cluster': found.labels,
-      'name': _texts(names[found.labels]),
-      'second': found.second,
-      'confidence': found.confidence,
-      'outlier': own.percentile(found.outlier_score),
-      'distance': found.distance,
-      'class': pyarrow.array(_classes(dataset, judged), pyarrow.string()),
-      'x': x.astype(np.float32),
-      'y': y.astype(np.float32),
-    }
-  )
-  for ending, write_to in (
-    ('csv', csv.write_csv),
-    ('parquet', parquet.write_table),
-  ):
-    content = io.BytesIO()
-    write_to(table, content)
-    workdir.write(path, f'clusters.{ending}', content.getvalue())
+  columns = {
+    'file': _texts(files),
+    'split': np.repeat(list(sizes), list(sizes.values())),
+    'cluster': found.labels,
+    'name': _texts(names[found.labels]),
+    'second': found.second,
+    'confidence': found.confidence,
+    'outlier': own.percentile(found.outlier_score),
+    'distance': found.distance,
+    'class': pyarrow.array(_classes(dataset, judged), pyarrow.string()),
+    'x': x.astype(np.float32),
+    'y': y.astype(np.float32),
+  }
+  write_csv(path, 'clusters.csv', columns)
+  content = io.BytesIO()
+  parquet.write_table(pyarrow.table(columns), content)
+  workdir.write(path, PARQUET, content.getvalue())
+
+
+def write_csv(path: pathlib.Path, name: str, columns: dict[str, Any]) -> None:
+  """Writes columns as `path/name`."""
+  import pyarrow
+  from pyarrow import csv
+
+  content = io.BytesIO()
+  csv.write_csv(pyarrow.table(columns), content)
+  workdir.write(path, name, content.getvalue())
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The columns `[N]` of the table of a run."""
+  from pyarrow import parquet
+
+  table = parquet.read_table(path / PARQUET)
+  return {
+    name: np.array(table[name].to_pylist()) for name in table.column_names
+  }
 
 
 def _classes(dataset, judged):

@@ -39,7 +39,7 @@ ORDER = [
   ('', 'findings tables pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
   ('benchmark', 'scaling first_call latency'),
-  ('', 'predictions records several experiments cli __main__'),
+  ('', 'predictions comparison records several experiments cli __main__'),
 ]
 
 

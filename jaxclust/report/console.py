@@ -140,7 +140,7 @@ def headline(summary: dict, reference: dict) -> list[list[str]]:
   rows = [
     [
       title,
-      *(_own_score(summary, part, name) for part in parts),
+      *(own_score(summary, part, name) for part in parts),
       *(_number(_score(reference, part, name)) for part in published),
     ]
     for name, title in _TITLES.items()
@@ -178,7 +178,7 @@ def seed_scores(summary: dict) -> list[list[str]]:
   return [head, *rows] if columns or criteria else []
 
 
-def _own_score(summary, part, name):
+def own_score(summary: dict, part: str, name: str) -> str:
   """Returns a score of the run as text, and its spread over seeds; if some
   seeds do not have the score, also how many have it."""
   value = _score(summary.get('mean', summary), part, name)

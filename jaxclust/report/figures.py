@@ -87,9 +87,11 @@ def confusion(
   labels: np.ndarray,
   num_clusters: int,
   names: Sequence[str],
+  xlabel: str = 'cluster',
+  ylabel: str = 'class',
 ) -> Path:
-  """Draws counts of images by class `[N]`, 0 to G - 1, and cluster `[N]`, 0 to
-  K - 1, with matched pairs of class and cluster on the diagonal."""
+  """Draws counts of images by class `[N]`, of which there are G, and cluster
+  `[N]`, 0 to K - 1, with matched pairs of class and cluster on the diagonal."""
   names = readable(names)
   table = metrics.confusion(classes, labels, num_clusters)
   pairs = optimize.linear_sum_assignment(table, maximize=True)
@@ -100,7 +102,7 @@ def confusion(
   table = table[rows][:, columns]
   many = max(table.shape) > _MOST_NAMES
   size = 1.4 + 0.42 * min(max(table.shape), _MOST_NAMES)
-  axes = _axes(size + 1, size, xlabel='cluster', ylabel='class')
+  axes = _axes(size + 1, size, xlabel=xlabel, ylabel=ylabel)
   share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
   axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
   if many:
@@ -368,6 +370,14 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
   if images.dtype == np.uint8:
     return images
   return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+def to_unit(images: np.ndarray, *others: np.ndarray) -> tuple:
+  """Images, and others with values of their kind, from 0 to 1; bytes stay."""
+  if images.dtype == np.uint8:
+    return images, *others
+  low, high = min(0.0, images.min()), max(1.0, images.max())
+  return tuple((a - low) / (high - low) for a in (images, *others))
 
 
 def save_image(path: Path, image: np.ndarray, **options: Any) -> Path:
