@@ -81,12 +81,13 @@ def fit(
 ) -> KMeansResult:
   """Clusters points by k-means, from several starts, and keeps the best.
 
-  >>> import jax
-  >>> import numpy as np
-  >>> x = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
-  >>> result = fit(jax.random.key(0), x, num_clusters=2)
-  >>> np.sort(result.centers[:, 0]).round(3).tolist()
-  [0.5, 10.5]
+  Examples:
+    >>> import jax
+    >>> import numpy as np
+    >>> x = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
+    >>> result = fit(jax.random.key(0), x, num_clusters=2)
+    >>> np.sort(result.centers[:, 0]).round(3).tolist()
+    [0.5, 10.5]
 
   Args:
     key: a JAX random key; each restart draws from `fold_in(key, restart)`.

@@ -38,10 +38,11 @@ def predict(
 ) -> jax.Array:
   """Labels `[N]` int32 of the nearest of the centers `[K, D]`; ties: the first.
 
-  >>> import numpy as np
-  >>> x = np.array([[0.0], [1.0], [10.0]], np.float32)
-  >>> predict(np.array([[9.0], [2.0]]), x).tolist()
-  [1, 1, 0]
+  Examples:
+    >>> import numpy as np
+    >>> x = np.array([[0.0], [1.0], [10.0]], np.float32)
+    >>> predict(np.array([[9.0], [2.0]]), x).tolist()
+    [1, 1, 0]
   """
   rows, params = _prepare(centers, x, metric, block_size)
   return rows.trim(_pass(map_rows, _label_block, params, rows))

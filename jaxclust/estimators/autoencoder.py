@@ -39,10 +39,11 @@ class ConvAutoencoder(
   may leave the range. A reconstruction never falls below the least number of
   the fit.
 
-  >>> rows = np.eye(8, dtype=np.float32)
-  >>> found = ConvAutoencoder((4, 2), features=(3,), epochs=1).fit(rows)
-  >>> found.transform(rows).shape
-  (8, 6)
+  Examples:
+    >>> rows = np.eye(8, dtype=np.float32)
+    >>> found = ConvAutoencoder((4, 2), features=(3,), epochs=1).fit(rows)
+    >>> found.transform(rows).shape
+    (8, 6)
 
   Args:
     image_shape: (H, W) or (H, W, C) of a row; None for (1, D).

@@ -96,9 +96,10 @@ class KMeans(KMeansMixin, BaseEstimator):
 
   Clusters are numbered by falling size, or in the order of given centers.
 
-  >>> found = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0]])
-  >>> found.predict([[8.0], [0.0]]).tolist()
-  [1, 0]
+  Examples:
+    >>> found = KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0]])
+    >>> found.predict([[8.0], [0.0]]).tolist()
+    [1, 0]
 
   Args:
     n_clusters: K.

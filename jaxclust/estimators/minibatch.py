@@ -28,11 +28,12 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
 
   `fit` numbers clusters as `KMeans` does; `partial_fit` keeps their order.
 
-  >>> import numpy as np
-  >>> x = np.array([[0.0], [1.0], [10.0], [11.0]])
-  >>> found = MiniBatchKMeans(2, random_state=0).partial_fit(x)
-  >>> np.sort(found.partial_fit(x + 1).cluster_centers_[:, 0]).tolist()
-  [1.0, 11.0]
+  Examples:
+    >>> import numpy as np
+    >>> x = np.array([[0.0], [1.0], [10.0], [11.0]])
+    >>> found = MiniBatchKMeans(2, random_state=0).partial_fit(x)
+    >>> np.sort(found.partial_fit(x + 1).cluster_centers_[:, 0]).tolist()
+    [1.0, 11.0]
 
   Args:
     n_clusters: K.
