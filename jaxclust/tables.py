@@ -114,8 +114,8 @@ def _classes(dataset, judged):
 
 
 def _texts(names: Iterable[Any]) -> list[str]:
-  """Names as UTF-8; one that a spreadsheet would take for a formula begins with
-  `./`, which changes no path.
+  r"""Names as UTF-8; one that a spreadsheet would take for a formula gets a
+  leading `./`, which changes no path.
 
   >>> _texts(['a.png', '=b.png', -1, os.fsdecode(b'caf\xe9.png')])
   ['a.png', './=b.png', '-1', 'caf\\xe9.png']

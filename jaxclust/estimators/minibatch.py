@@ -32,8 +32,8 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
     >>> import numpy as np
     >>> x = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> found = MiniBatchKMeans(2, random_state=0).partial_fit(x)
-    >>> np.sort(found.partial_fit(x + 1).cluster_centers_[:, 0]).tolist()
-    [1.0, 11.0]
+    >>> np.sort(found.partial_fit(x + 1).cluster_centers_[:, 0]).round(3)
+    array([ 1., 11.])
 
   Args:
     n_clusters: K.
