@@ -57,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
   Each error is one line on stderr. `--debug` prints the traceback of an
   unexpected one before that line.
   """
+  if sys.platform == 'win32':
+    return _fail('jaxclust runs on Linux and macOS: on Windows, use WSL', 2)
   try:
     config, options = _parse(argv)
   except (flags.Error, ValueError) as error:

@@ -46,6 +46,14 @@ def test_the_command_line_imports_neither_jax_nor_numpy():
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
+def test_windows_is_told_in_one_line(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'platform', 'win32')
+  assert launch.main(['jaxclust', 'list']) == 2
+  monkeypatch.undo()
+  error = 'error: jaxclust runs on Linux and macOS: on Windows, use WSL\n'
+  assert capsys.readouterr().err == error
+
+
 @pytest.mark.parametrize(
   ('program', 'typed'),
   [
