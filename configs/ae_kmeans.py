@@ -1,4 +1,4 @@
-"""Part 2 of the report: an autoencoder, then k-means on its code.
+"""An autoencoder, k-means on its code: part 2 of the student report.
 
 python launch.py --config=configs/ae_kmeans.py
 python launch.py --config=configs/ae_kmeans.py:digits

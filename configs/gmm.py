@@ -1,4 +1,4 @@
-"""Part 3 of the report: an autoencoder, a mixture on its code.
+"""An autoencoder, a mixture on its code: part 3 of the student report.
 
   python launch.py --config=configs/gmm.py
   python launch.py --config=configs/gmm.py:digits

@@ -25,7 +25,6 @@ _NEIGHBORS = {
   'num_neighbors': 10,
   'balance': 5.0,
   'num_epochs': 5,
-  'min_updates': 600,
   **_GENTLY,
 }
 _SELF_LABELS = {
@@ -34,7 +33,6 @@ _SELF_LABELS = {
   'confidence': 0.9,  # least share of a cluster in an image that teaches
   'balance': 0.0,
   'num_epochs': 3,
-  'min_updates': 360,
   **_GENTLY,
 }
 
@@ -46,7 +44,7 @@ def get_config(variant: str = 'fashion_mnist'):
     {
       'num_epochs': 10,
       'batch_size': 500,
-      'min_updates': 1200,
+      'min_batches': 120,
       'schedule': 'cosine',
       'warmup_epochs': 3.0,
       'momentum': 0.8,
@@ -85,7 +83,5 @@ def get_config(variant: str = 'fashion_mnist'):
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0
     config.training.batch_size = 128
-    for options in (config.training, config.neighbors, config.self_labels):
-      options.min_updates = 0
     config.spread.num_neighbors = 0  # of so few, they are too far apart
   return config

@@ -5,8 +5,7 @@ r"""How many clusters? Six criteria over a range of numbers, without labels.
   python launch.py --config=configs/sweep.py --config.stages="()"  # of pixels
 
 The embedding is that of configs/prototypes.py. It does not depend on the number
-of clusters there, as gradients of the heads do not reach it. The variant digits
-trains for 100 epochs with batches of 128, which suits small image sets.
+of clusters there, as gradients of the heads do not reach it.
 """
 
 import pathlib

@@ -6,6 +6,7 @@ the same `--workdir` continues a run that was stopped.
 """
 
 import difflib
+import importlib.metadata
 import os
 import re
 import shlex
@@ -128,6 +129,9 @@ def _parse(argv):
   if words == ['list']:
     print(commands.listing())
     return None, None
+  if words == ['--version']:
+    print(importlib.metadata.version('jaxclust'))
+    return None, None
   if asks and len(words) == 1 and words[0] in commands.COMMANDS:
     print(commands.usage(words[0]))
     return None, None
@@ -150,7 +154,8 @@ def _parse(argv):
   try:
     stray = second(rest)[1:]
   except flags.UnrecognizedFlagError as error:
-    near = difflib.get_close_matches(error.flagname, list(first))
+    known = [*first, *commands.OPTIONS]
+    near = difflib.get_close_matches(error.flagname, known)
     hint = f'did you mean --{near[0]}?' if near else 'see --help'
     raise InputError(f'there is no flag --{error.flagname}: {hint}') from error
   except flags.IllegalFlagValueError as error:
@@ -163,7 +168,7 @@ def _parse(argv):
 
 
 def _help(first):
-  """What the program does, or the options of the config that flags name."""
+  """The help of the program, or that of the config that flags name."""
   if first.config:
     return commands.describe(first.config)
   return '\n'.join(

@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from jaxclust.errors import InputError
 from jaxclust.meanings import meaning
 
-# Folders that are searched for configs: the current one, the checkout, and what
-# is installed.
+# Folders that are searched for configs: the current one, what is installed, and
+# the checkout.
 _PACKAGE = pathlib.Path(__file__).parent
-_ROOTS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
+_ROOTS = (pathlib.Path(), _PACKAGE, _PACKAGE.parent)
 
-# What is counted by `--clusters`.
-_COUNTS = ('num_clusters', 'num_components')
+# Options that `--clusters` sets, and groups where they are not K.
+_COUNTS, _ELSEWHERE = ('num_clusters', 'num_components'), ('sweep', 'benchmark')
 
 
 def load(name: str) -> ConfigDict:
@@ -83,7 +83,7 @@ def names_of(config: ConfigDict, prefix: str = 'config') -> Iterator[str]:
 
 
 def describe(name: str) -> str:
-  """What a config is for, and its options with their defaults and meanings."""
+  """The text of a config, and its options with their defaults and meanings."""
   path = name.partition(':')[0]
   lines = [_docstring(_find(path)), '', 'Options, with their defaults:']
   config = load(name)
@@ -93,11 +93,15 @@ def describe(name: str) -> str:
       value = value[key]
     if not isinstance(value, ConfigDict) and 'reference.' not in own:
       lines += [f'  --{full}={value!r}', f'      {meaning(own)}'.rstrip()]
-  return '\n'.join(line for line in lines if line is not None)
+  return '\n'.join(lines)
 
 
 def _docstring(file):
-  return ast.get_docstring(ast.parse(file.read_text())) or ''
+  """The text of a config; '' if it cannot be read."""
+  try:
+    return ast.get_docstring(ast.parse(file.read_text())) or ''
+  except (SyntaxError, ValueError, OSError):
+    return ''
 
 
 def listing() -> str:
@@ -110,7 +114,10 @@ def listing() -> str:
 # Name -> what it does, what it is given, and the options it takes.
 COMMANDS = {
   'run': ('find clusters', 'CONFIG', ('data', 'size', 'clusters', 'seeds')),
-  'predict': ('find the clusters of a run in other images', 'RUN', ('data',)),
+  'predict': (
+    *('find the clusters of a run in other images', 'RUN'),
+    ('data', 'names'),
+  ),
   'sweep': ('ask how many clusters there are', 'VARIANT', ('data', 'size')),
   'compare': ('show how runs differ', 'RUNS', ()),
   'report': ('draw figures and page of a run again', 'RUN', ()),
@@ -118,6 +125,15 @@ COMMANDS = {
   'list': ('name the configs', '', ()),
 }
 
+
+# Options that stand for one flag of the launcher.
+_FLAGS = {
+  'data': 'config.data.name',
+  'size': 'config.data.size',
+  'seeds': 'config.num_seeds',
+  'names': 'config.names',
+  'out': 'workdir',
+}
 
 # How often what a command is given may be repeated.
 _NUMBERS = {
@@ -154,7 +170,8 @@ def _parsers():
       own.add_argument('given', metavar=given, **_NUMBERS.get(given, {}))
     if 'data' in options:
       text = 'a folder of pictures, an .npz, an .npy or the name of a set'
-      own.add_argument('--data', metavar='PATH', help=text)
+      must = {'required': name == 'predict'}
+      own.add_argument('--data', metavar='PATH', help=text, **must)
     if 'size' in options:
       text = 'height and width that pictures are resized to'
       own.add_argument(
@@ -165,6 +182,9 @@ def _parsers():
     if 'seeds' in options:
       text = 'runs, of which mean, spread and vote are told'
       own.add_argument('--seeds', type=int, metavar='N', help=text)
+    if 'names' in options:
+      text = 'a file of JSON with names of clusters, as the page saves them'
+      own.add_argument('--names', metavar='FILE', help=text)
     if given and name != 'report':
       text = 'the run directory; a new one under runs/ by default'
       own.add_argument('--out', metavar='DIR', help=text)
@@ -175,6 +195,10 @@ def usage(command: str = '') -> str:
   """How a command is typed, or which there are."""
   parser, each = _parsers()
   return each.get(command, parser).format_help()
+
+
+# All options of commands.
+OPTIONS = (*_FLAGS, 'clusters')
 
 
 def translate(words: Sequence[str]) -> list[str]:
@@ -190,10 +214,20 @@ def translate(words: Sequence[str]) -> list[str]:
   if words[0] not in COMMANDS:
     (near,) = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0)
     raise InputError(f'there is no command {words[0]!r}: did you mean {near}?')
-  found, rest = _parsers()[0].parse_known_args(words)
-  found = vars(found)
-  given, command = found.get('given', ''), found['command']
+  command, *words = words
   kind = COMMANDS[command][1]
+  flags = [i for i, word in enumerate(words) if word.startswith('-')]
+  first = flags[0] if flags else len(words)
+  if not words[:first] and kind == 'VARIANT':
+    words = ['', *words]  # values of other flags are no variant
+  elif not words[:first] and kind:
+    raise InputError(
+      f'jaxclust {command} needs {kind} right after it: see jaxclust {command} '
+      '--help'
+    )
+  found, rest = _parsers()[0].parse_known_args([command, *words])
+  found = vars(found)
+  given = found.get('given', '')
   config = command
   if kind == 'CONFIG':
     config = given
@@ -204,20 +238,29 @@ def translate(words: Sequence[str]) -> list[str]:
     flags.append(f'--config.runs={tuple(given)}')
   if kind == 'RUN':
     flags.append(f'--config.run={given}')
-  if found.get('data'):
-    flags.append(f'--config.data.name={found["data"]}')
-  if found.get('size'):
-    flags.append(f'--config.data.size={tuple(found["size"])}')
+  if found.get('size') is not None:
+    found['size'] = tuple(found['size'])
+  for name, flag in _FLAGS.items():
+    value = found.get(name)
+    if value == '':
+      raise InputError(f'--{name} is empty: give a value, or leave it out')
+    if value is not None:
+      flags.append(f'--{flag}={value}')
   if found.get('clusters') is not None:
     flags += _counts(config, found['clusters'])
-  if found.get('seeds') is not None:
-    flags.append(f'--config.num_seeds={found["seeds"]}')
-  if found.get('out'):
-    flags.append(f'--workdir={found["out"]}')
   return flags + rest
 
 
 def _counts(name, count):
   """Flags that set all numbers of clusters of a config."""
-  names = [n for n in names_of(load(name)) if n.rpartition('.')[2] in _COUNTS]
+  names = [
+    full
+    for full in names_of(load(name))
+    if full.split('.')[-1] in _COUNTS and full.split('.')[1] not in _ELSEWHERE
+  ]
+  if not names:
+    raise InputError(
+      f'--clusters is {count}, but {name} has no number of clusters: leave it '
+      'out'
+    )
   return [f'--{name}={count}' for name in names]

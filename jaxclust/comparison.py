@@ -5,7 +5,6 @@ Axes: N images, S runs, K clusters.
 
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from jaxclust.paths import as_path
 from jaxclust.report import console, figures
 from jaxclust.report.console import timed
 from jaxclust.report.page import Section
+
+# Experiments whose runs cluster images as they are in their data.
+_COMPARED = ('cluster', 'committee')
 
 # Streams of images between clusters that are shown, and images of each.
 _STREAMS, _SHOWN = 12, 12
@@ -49,6 +51,8 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
       'finished runs, or more'
     )
   paths = [as_path(path) for path in config.runs]
+  if len({path.resolve() for path in paths}) < len(paths):
+    raise InputError(f'config.runs is {tuple(config.runs)}: name each run once')
   names = [path.name for path in paths]
   if len(set(names)) < len(names):
     names = [str(path) for path in config.runs]
@@ -75,12 +79,18 @@ def _read(name, path):
       f'{path} does not hold a finished run with {tables.PARQUET}: name one '
       'that clusters images'
     )
+  config = workdir.read_config(path).to_dict()
+  if config['experiment'] not in _COMPARED:
+    raise InputError(
+      f'{path} is a {config["experiment"]} run: name runs of '
+      f'{" or ".join(_COMPARED)}'
+    )
   summary = workdir.parse_object((path / 'summary.json').read_bytes())
   found = tables.read(path)
   first = found['split'] == found['split'][0]
   return Run(
     name,
-    workdir.read_config(path).to_dict(),
+    config,
     summary,
     found['file'][first],
     found['cluster'][first],
@@ -98,14 +108,14 @@ def _compare(runs, dataset, path, seconds):
       Section('Options', 'Those that differ.', table=_options(runs)),
       Section(
         'Scores',
-        'Of each run; mean and standard deviation where it has several seeds.',
+        'Mean and standard deviation where a run has several seeds.',
         table=_scores(runs),
       ),
       Section(
         'Agreement',
         'The adjusted Rand index and the normalised mutual information between '
-        'the clusters of two runs, and the share of images that are together '
-        'once clusters are matched one to one.',
+        'the clusters of two runs (those of the first seed), and the share of '
+        'images that are together once clusters are matched one to one.',
         table=[
           ['', 'ARI', 'NMI', 'matched'],
           *(
@@ -114,8 +124,13 @@ def _compare(runs, dataset, path, seconds):
           ),
         ],
       ),
-      *(_flow(runs[0], other, dataset, path) for other in runs[1:]),
+      *(
+        _flow(runs[0], other, dataset, path / 'figures', number)
+        for number, other in enumerate(runs[1:], start=1)
+      ),
     ]
+  for line in sections[2].table[1:]:
+    console.say('{}: ARI {}, NMI {}, matched {}'.format(*line))
   found = {
     'runs': [run.name for run in runs],
     'agreement': [
@@ -147,24 +162,22 @@ def _write_differences(runs, path):
 
 def _options(runs):
   """A line for each option in which runs differ."""
-  configs = [run.config for run in runs]
-  names = sorted(
-    {
-      name
-      for one, other in itertools.combinations(configs, 2)
-      for name in workdir.differences(one, other)
-    }
-  )
-  rows = [[name, *(_value(c, name) for c in configs)] for name in names]
+  configs = [_flat(run.config) for run in runs]
+  names = sorted({name for config in configs for name in config})
+  names = [n for n in names if len({str(c.get(n)) for c in configs}) > 1]
+  rows = [[name, *(str(c.get(name, '-')) for c in configs)] for name in names]
   return [['', *(run.name for run in runs)], *rows]
 
 
-def _value(config, name):
-  for key in name.split('.'):
-    if not isinstance(config, dict) or key not in config:
-      return '-'
-    config = config[key]
-  return str(config)
+def _flat(config, prefix=''):
+  """Options by their names with groups, but for published scores."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      found |= _flat(value, f'{prefix}{key}.')
+    else:
+      found[prefix + key] = value
+  return {n: v for n, v in found.items() if not n.startswith('reference.')}
 
 
 def _scores(runs):
@@ -208,7 +221,7 @@ def _matched(a, b):
   return table, optimize.linear_sum_assignment(table, maximize=True)
 
 
-def _flow(first, other, dataset, path):
+def _flow(first, other, dataset, folder, number):
   """How images move between the clusters of two runs, and which ones do."""
   table, matched = _matched(first, other)
   rest = table.copy()
@@ -221,13 +234,11 @@ def _flow(first, other, dataset, path):
       own = np.flatnonzero((first.labels == a) & (other.labels == b))
       rows.append(own[np.argsort(-sure[own], kind='stable')[:_SHOWN]])
       titles.append(f'{a} to {b} ({len(own):,})')
-  folder = path / 'figures'
-  name = f'{pathlib.Path(first.name).name}-{pathlib.Path(other.name).name}'
   clusters = [str(k) for k in np.unique(first.labels)]
   charts = [
     (
       figures.confusion(
-        folder / f'flow-{name}.png',
+        folder / f'flow-{number}.png',
         *(first.labels, other.labels, table.shape[1], clusters),
         *(f'cluster of {other.name}', f'cluster of {first.name}'),
       ),
@@ -237,7 +248,7 @@ def _flow(first, other, dataset, path):
   if rows:
     (images,) = figures.to_unit(dataset.images)
     gallery = figures.gallery(
-      folder / f'streams-{name}.png', images, rows, titles
+      folder / f'streams-{number}.png', images, rows, titles
     )
     charts.append((gallery, 'images that change their cluster'))
   return Section(

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 TRAINING = {
   'num_epochs': 50,
   'batch_size': 256,
-  # Least optimizer steps, for which few images make smaller batches and more
-  # epochs; 0: batches and epochs are as they stand.
-  'min_updates': 3000,
+  # Batches of an epoch at least: few images make smaller batches, and as many
+  # more epochs; 0: both are as they stand.
+  'min_batches': 60,
   'optimizer': 'adam',  # or 'sgd', with momentum
   'learning_rate': 1e-3,
   'schedule': 'constant',  # or 'cosine', down to 0
@@ -124,7 +124,7 @@ def represent(config: ConfigDict, variant: str) -> None:
     config.network.features = (16, 8)
     config.training.num_epochs = 100
     config.training.batch_size = 64
-    config.training.min_updates = 0
+    config.training.min_batches = 0
 
 
 def kmeans(**options: Any) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""What the page shows of a run: images, clusters and the views of images.
+"""Findings of a run for its page: images, clusters and the views of images.
 
 Axes: N images, H height, W width, C channels, D features, K clusters, V views.
 """
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import encoding, model, plans
+from jaxclust import encoding, model, plans, tables
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset, augment
 from jaxclust.model import Model
@@ -27,8 +27,8 @@ def find(
   scores: dict,
   **course: Any,
 ) -> page.Findings:
-  """What the page shows of the first split: its places from `maps.locate`, what
-  was found in it, and what is known of the course of training and restarts."""
+  """Findings in the first split: its places from `maps.locate`, its assignment,
+  and what is known of the course of training and restarts."""
   (first, found), images = next(iter(judged.items())), dataset.images
   if own.can_decode:
     centers = np.asarray(own.decode(own.centers))
@@ -48,7 +48,8 @@ def find(
     confidence=found.confidence,
     outlier_score=found.outlier_score,
     outlier=own.percentile(found.outlier_score),
-    files=dataset.files[: len(images)],
+    files=tables.texts(dataset.files[: len(images)]),
+    split=first,
     centers=centers,
     classes=dataset.labels,
     class_names=dataset.label_names,

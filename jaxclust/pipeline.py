@@ -104,7 +104,7 @@ def prepare(config: Any) -> tuple[Dataset, Callable]:
 
 
 def for_few(config: Any, dataset: Dataset) -> ConfigDict:
-  """A config whose trainings suit the number of images, see `plans.for_few`."""
+  """A config with trainings for the number of images, see `plans.for_few`."""
   config, num_images = ConfigDict(config.to_dict()), len(dataset.images)
   for stage in config.stages if 'training' in config else ():
     options, _ = model.stage_options(config, stage)
@@ -300,6 +300,7 @@ def represent(
     own, points = _placed(config, own, points, seconds)
     told = {
       stage: {k: v for k, v in found[run].items() if k in _OF_AN_EPOCH}
+      | {'batch_size': model.stage_options(config, stage)[0]['batch_size']}
       for stage, found in zip(config.stages, records, strict=True)
     }
     yield Represented(points, own, told)
@@ -344,6 +345,7 @@ def _cluster(config, path, seed, found, seconds):
   fit = {
     'stop_reason': StopReason(int(result.stop_reason)).name.lower(),
     'num_steps': int(result.num_steps),
+    **{n: v for n, v in options.items() if n == 'covariance'},
     **clusterer.criteria(clusters, x),
     clusterer.score: float(getattr(result, clusterer.score)),
   }

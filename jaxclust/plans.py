@@ -3,6 +3,7 @@
 Axes: R runs, N images, S steps, B batch, H height, W width, C channels.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,22 +53,22 @@ class Plan(NamedTuple):
 
 
 def for_few(num_images: int, options: dict) -> dict:
-  """What replaces options of a training where N images are too few for them:
-  smaller batches, and as many more epochs as `min_updates` asks for."""
-  least, size = options['min_updates'], options['batch_size']
-  checks.check_count('min_updates', least, low=0)
+  """Options of a training that N images are too few for, with other values:
+  batches are smaller, and epochs so many more as theirs have fewer batches than
+  `min_batches`."""
+  least = options.get('min_batches', 0)  # older runs lack it
+  size, num_epochs = options['batch_size'], options['num_epochs']
+  checks.check_count('min_batches', least, low=0)
   checks.check_count('batch_size', size)
-  checks.check_count('num_epochs', options['num_epochs'])
-  updates = options['num_epochs'] * (num_images // size)
-  if updates >= least:
+  checks.check_count('num_epochs', num_epochs)
+  if num_images // size >= least:
     return {}
   size = min(size, max(_LEAST_BATCH, num_images // _LEAST_BATCHES))
   size = min(size, num_images)
-  num_epochs = max(options['num_epochs'], -(-least // (num_images // size)))
-  longer = num_epochs / options['num_epochs']
+  longer = max(1, least / (num_images // size))
   return {
     'batch_size': size,
-    'num_epochs': num_epochs,
+    'num_epochs': math.ceil(num_epochs * longer),
     'warmup_epochs': options['warmup_epochs'] * longer,
   }
 

@@ -14,7 +14,7 @@ from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
 from jaxclust.paths import as_path
-from jaxclust.report import figures, maps, page
+from jaxclust.report import console, figures, maps, page
 from jaxclust.report.console import timed
 
 # Images of each cluster in the gallery.
@@ -55,11 +55,17 @@ def _predict(own, config, dataset, names, path, seconds):
   with timed(seconds, 'figures'):
     labels = {split: assignment.labels for split, assignment in found.items()}
     scores = answers.label_scores(dataset, labels, num_clusters)
-    shown = findings.find(dataset, own, places, found, scores)
+    shown = findings.find(
+      *(dataset, own, places, found, scores), cluster_names=names
+    )
     sections = page.draw(shown, path / 'figures')
     rows, titles = typical(found[first], num_clusters, _TYPICAL)
     gallery = path / 'figures' / 'gallery.png'
     figures.gallery(gallery, shown.images, rows, titles)
+  counts = np.bincount(found[first].labels, minlength=num_clusters)
+  called = names or range(num_clusters)
+  told = ', '.join(f'{n} {c:,}' for n, c in zip(called, counts, strict=True))
+  console.say(f'images by cluster: {told}')
   if config.export:
     with timed(seconds, 'export'):
       model.export(own, path / 'model.jaxexport')

@@ -100,11 +100,10 @@ def published(config: Any) -> dict:
   """Published scores of the config's images; {} if there are none."""
   found = config.get('reference', ConfigDict()).to_dict()
   own = config.get('data', {}).get('name')
-  return found if found and found['dataset'] == own else {}
+  return found if found and found.get('dataset') == own else {}
 
 
-# What `origin.json` and summaries say of versions: those at work, and those of
-# before each upgrade.
+# Versions in `origin.json` and summaries: those at work, and those before.
 _VERSIONS = ('versions', 'earlier_versions')
 
 
@@ -121,10 +120,16 @@ def check_origin(
   origin = {'data': data.digest(dataset), 'versions': runtime.versions()}
   if 'run' in config:
     origin['run'] = storage.digest(config.run)
+  if config.get('experiment') == 'compare':
+    origin['runs'] = [storage.digest(run) for run in config.runs]
   if not (path / 'origin.json').exists():
     workdir.write_json(path, 'origin.json', origin)
   old = _read_origin(path / 'origin.json')
-  for key, what in (('data', 'the images'), ('run', 'the model of the run')):
+  for key, what in (
+    ('data', 'the images'),
+    ('run', 'the model of the run'),
+    ('runs', 'one of the runs'),
+  ):
     if old.get(key) != origin.get(key):
       raise InputError(
         f'{what} {dataset.name if key == "data" else config[key]} changed '
@@ -208,16 +213,16 @@ def recorded_warnings() -> Iterator[list[str]]:
   numbers alone the first, with how many followed."""
   messages, kinds = [], {}
 
-  def show(message, *place, **options):
+  def show(message, *origin, **options):
     text = str(message)
     own = kinds.setdefault(re.sub(r'\d+', '0', text), [text, len(messages), 0])
-    first, place, count = own
-    if place == len(messages):
+    first, number, count = own
+    if number == len(messages):
       messages.append(text)
       console.say(f'warning: {text}')
     else:
       own[2] = count + 1
-      messages[place] = f'{first} (and {count + 1} more like this)'
+      messages[number] = f'{first} (and {count + 1} more like this)'
 
   with warnings.catch_warnings():
     warnings.simplefilter('always', UserWarning)

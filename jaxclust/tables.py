@@ -4,7 +4,6 @@ Axes: N images, K clusters.
 """
 
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from jaxclust import workdir
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset
-from jaxclust.errors import InputError
+from jaxclust.errors import InputError, one_line
 from jaxclust.model import Model
 from jaxclust.paths import as_path
 
@@ -63,20 +62,26 @@ def write(
     last = next(reversed(places.values()))
     x, y = np.concatenate([last[split] for split in judged]).T
   columns = {
-    'file': _texts(files),
+    'file': texts(files),
     'split': np.repeat(list(sizes), list(sizes.values())),
     'cluster': found.labels,
-    'name': _texts(names[found.labels]),
+    'name': texts(names[found.labels]),
     'second': found.second,
     'confidence': found.confidence,
     'outlier': own.percentile(found.outlier_score),
     'distance': found.distance,
-    'class': pyarrow.array(_classes(dataset, judged), pyarrow.string()),
+    'class': list(_classes(dataset, judged)),
     'x': x.astype(np.float32),
     'y': y.astype(np.float32),
   }
-  write_csv(path, 'clusters.csv', columns)
+  safe = {
+    name: [_for_spreadsheets(text) for text in columns[name]]
+    for name in ('file', 'name', 'class')
+  }
+  safe['class'] = pyarrow.array(safe['class'], pyarrow.string())
+  write_csv(path, 'clusters.csv', columns | safe)
   content = io.BytesIO()
+  columns['class'] = pyarrow.array(columns['class'], pyarrow.string())
   parquet.write_table(pyarrow.table(columns), content)
   workdir.write(path, PARQUET, content.getvalue())
 
@@ -110,28 +115,30 @@ def _classes(dataset, judged):
     if values is None:
       yield from (None for _ in found.labels)
     else:
-      yield from _texts(given[int(v)] if given else v for v in values)
+      known = (
+        v if not given else given[int(v)] if v >= 0 else None for v in values
+      )
+      yield from (v if v is None else texts([v])[0] for v in known)
 
 
-def _texts(names: Iterable[Any]) -> list[str]:
-  r"""Names as UTF-8; one that a spreadsheet would take for a formula gets a
-  leading `./`, which changes no path.
+def texts(names: Iterable[Any]) -> list[str]:
+  r"""Names as UTF-8.
 
-  >>> _texts(['a.png', '=b.png', -1, os.fsdecode(b'caf\xe9.png')])
-  ['a.png', './=b.png', '-1', 'caf\\xe9.png']
+  >>> texts(['a.png', -1, os.fsdecode(b'caf\xe9.png')])
+  ['a.png', '-1', 'caf\\xe9.png']
   """
-  texts = [os.fsencode(str(n)).decode(errors='backslashreplace') for n in names]
-  return [f'./{t}' if _is_formula(t) else t for t in texts]
+  return [os.fsencode(str(n)).decode(errors='backslashreplace') for n in names]
 
 
-def _is_formula(text):
-  if not text.startswith(_FORMULA):
-    return False
+def _for_spreadsheets(text):
+  """A text that no spreadsheet takes for a formula: `./` changes no path."""
+  if text is None or not text.startswith(_FORMULA):
+    return text
   try:
     float(text)
   except ValueError:
-    return True
-  return False
+    return f'./{text}'
+  return text
 
 
 def read_names(file: str | os.PathLike, num_clusters: int) -> list[str]:
@@ -143,13 +150,12 @@ def read_names(file: str | os.PathLike, num_clusters: int) -> list[str]:
   """
   names = {str(k): str(k) for k in range(num_clusters)}
   try:
-    found = json.loads(as_path(file).read_bytes())
-    if not isinstance(found, dict):
-      raise ValueError('it holds no object')
+    found = workdir.parse_object(as_path(file).read_bytes())
+    ''.join(map(str, found.values())).encode()  # to text of UTF-8
   except (OSError, ValueError) as error:
     raise InputError(
-      f'{file} does not name clusters ({error}): give a file of JSON, as '
-      '{"0": "shoes", "1": "bags"}'
+      f'{file} does not name clusters ({one_line(error)}): give a file of '
+      'JSON, as {"0": "shoes", "1": "bags"}'
     ) from error
   for number, name in found.items():
     if number not in names or not isinstance(name, str) or not name:

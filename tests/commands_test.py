@@ -33,21 +33,32 @@ def told(capsys, *words):
     ('run gmm --config.seed=3', '--config=gmm --config.seed=3'),
     (
       'run kmeans --data a/b --clusters 4 --seeds 2 --out c --debug',
-      '--config=kmeans --config.data.name=a/b --config.kmeans.num_clusters=4 '
-      '--config.num_seeds=2 --workdir=c --debug',
+      '--config=kmeans --config.data.name=a/b --config.num_seeds=2 --workdir=c '
+      '--config.kmeans.num_clusters=4 --debug',
     ),
     (
       'predict r --data d',
       '--config=predict --config.run=r --config.data.name=d',
     ),
     ('sweep', '--config=sweep'),
+    ('sweep --workdir runs/s', '--config=sweep --workdir runs/s'),
+    (
+      'predict r --data d --names n.json',
+      '--config=predict --config.run=r --config.data.name=d '
+      '--config.names=n.json',
+    ),
+    (
+      'compare a b c --out d',
+      "--config=compare --config.runs=('a',_'b',_'c') --workdir=d",
+    ),
     ('sweep digits --out x', '--config=sweep:digits --workdir=x'),
     ('report runs/a', '--config=report --config.run=runs/a'),
     ('benchmark digits', '--config=benchmark:digits'),
   ],
 )
 def test_a_command_stands_for_flags(words, flags):
-  assert commands.translate(words.split()) == flags.split()
+  expected = [flag.replace(',_', ', ') for flag in flags.split()]
+  assert commands.translate(words.split()) == expected
 
 
 def test_sizes_and_clusters_reach_every_option_that_counts_them():
@@ -68,7 +79,15 @@ def test_sizes_and_clusters_reach_every_option_that_counts_them():
   ('words', 'error'),
   [
     ('rum gmm', "there is no command 'rum': did you mean run?"),
-    ('run', 'the following arguments are required: CONFIG: see jaxclust run'),
+    (
+      'run',
+      'jaxclust run needs CONFIG right after it: see jaxclust run --help',
+    ),
+    ('run --data x gmm', 'jaxclust run needs CONFIG right after it'),
+    ('predict runs/a', 'the following arguments are required: --data'),
+    ('run gmm --data=', '--data is empty: give a value, or leave it out'),
+    ('run report --clusters 3', 'report has no number of clusters: leave it'),
+    ('run gmm --cluster 3', 'there is no flag --cluster: did you mean --clus'),
     ('run gmm --size 3', 'argument --size: expected 2 arguments'),
     ('run gmm --clusters x', "argument --clusters: invalid int value: 'x'"),
     ('run gmn', "there is no config 'gmn': did you mean gmm?"),
@@ -90,6 +109,8 @@ def test_configs_are_found_here_and_beside_the_launcher(tmp_path, monkeypatch):
   assert digits.experiment == 'cluster'
   assert commands.load('gmm:digits') == digits
   (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'old.py').write_text('print 1')
+  assert '\nold ' in commands.listing()
   for name in ('gmm', 'mine'):
     (tmp_path / 'configs' / f'{name}.py').write_text(CONFIG)
     assert commands.load(f'configs/{name}.py').variant == 'plain'

@@ -49,6 +49,7 @@ def test_two_runs_are_compared(tmp_path, capfd):
   assert pair['between'] == ['seed0', 'seed5']
   with open(tmp_path / 'both' / 'differences.csv', newline='') as file:
     rows = list(csv.DictReader(file))
+  assert rows
   assert len(rows) == round(60 * (1 - pair['matched']))
   sure = [
     min(float(row['seed0 confidence']), float(row['seed5 confidence']))
@@ -63,7 +64,7 @@ def test_two_runs_are_compared(tmp_path, capfd):
   table = text[text.index('id="options"') : text.index('id="scores"')]
   assert '<td>seed' in table  # and no other option
   assert 'kmeans' not in table
-  assert (tmp_path / 'both' / 'figures' / 'flow-seed0-seed5.png').exists()
+  assert (tmp_path / 'both' / 'figures' / 'flow-1.png').exists()
 
 
 def test_runs_that_cannot_be_compared_are_named(tmp_path, capfd, finished):
@@ -74,6 +75,7 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path, capfd, finished):
   for runs, told in (
     ((str(digits),), 'name the directories of two finished runs'),
     ((str(digits), str(tmp_path / 'none')), 'does not hold a finished run'),
+    ((str(digits), str(digits)), 'name each run once'),
     ((str(digits), str(tmp_path / 'other')), 'clustered different images'),
   ):
     capfd.readouterr()

@@ -36,7 +36,7 @@ ORDER = [
   ('report', 'console board fonts figures maps explorer page'),
   ('', 'phases model storage selection answers criteria'),
   ('estimators', 'base kmeans minibatch mixture autoencoder'),
-  ('', 'findings tables pipeline'),
+  ('', 'tables findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),
   ('benchmark', 'scaling first_call latency'),
   ('', 'predictions comparison records several experiments cli __main__'),

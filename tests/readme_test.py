@@ -3,11 +3,12 @@
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 
 import pytest
-from small_runs import draw_folder
+from small_runs import SMALL, draw_folder
 
 import launch
 from jaxclust import cli
@@ -18,34 +19,34 @@ DOCS = {file.name: file.read_text() for file in (ROOT / 'docs').glob('*.md')}
 PAGES = {'README.md': README, **DOCS}
 
 
-# Flags that make the runs of examples short.
-_SHORT = ('--config.training.num_epochs=1', '--config.training.min_updates=0')
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures('light_compiler')
 @pytest.mark.parametrize('name', PAGES)
-def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch):
-  """Its Python of this package, after what it runs into `runs/`."""
+def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch, finished):
+  """Its Python of this package, on runs that are there."""
   monkeypatch.chdir(tmp_path)
-  if name in ('arrays.md', 'index.md'):
-    prepare(name)
+  if 'runs/digits' in PAGES[name]:
+    shutil.copytree(finished('gmm').path, 'runs/digits')
+  if name == 'index.md':
+    follow(PAGES[name])
   for example in re.findall(r'```python\n(.*?)```', PAGES[name], re.DOTALL):
     if 'jaxclust' in example or 'runs/' in example:
       exec(compile(example, name, 'exec'), {})
 
 
-def prepare(name):
-  """Runs the commands of a page whose runs are looked at."""
+def follow(page):
+  """Runs the commands of a tutorial, with short trainings."""
   for folder in ('photos', 'inbox'):
     draw_folder(pathlib.Path(folder), ('red', 'green', 'blue'), ((9, 8),))
-  for line in lines_of(PAGES[name]):
-    if line.startswith('echo'):
+  for line in filter(None, lines_of(page)):
+    words = shlex.split(line)
+    if words[0] == 'echo':
       subprocess.run(line, shell=True, check=True)
-    elif '--workdir=' in line or '--out' in line:
-      words = shlex.split(line.removeprefix('python '))
-      short = () if words[1] == 'predict' else _SHORT
-      assert launch.main([*words, *short]) == 0
+      continue
+    short = ()
+    if words[1] == 'run':
+      short = '--config.training.min_batches=0', *SMALL['gmm']
+    assert launch.main([*words, *short]) == 0
 
 
 def lines_of(page):
@@ -65,7 +66,9 @@ def test_the_commands_set_what_their_configs_have():
     commands = re.sub(r'\\\n *', '', page)
     for found in (
       *re.findall(r'launch\.py (--config=configs/.*)', commands),
-      *re.findall(r'(?:^|`)jaxclust ((?:run|sweep|predict).*)', commands, re.M),
+      *re.findall(
+        r'(?:^|`)jaxclust ((?:run|sweep|predict|compare) .*)', commands, re.M
+      ),
     ):
       words = shlex.split(found.split('`')[0], comments=True)
       if words[0][0] == '-':

@@ -484,3 +484,12 @@ def test_images_of_a_folder_are_resized_each(tmp_path):
     np.save(tmp_path / 'a.npy', image[None])
     alone = data.load(str(tmp_path / 'a.npy'), size=4).images[0]
     np.testing.assert_array_equal(dataset.images[row], alone)
+
+
+@pytest.mark.parametrize('name', ['photos/', './photos', '/none/photos'])
+def test_a_path_that_is_not_there_is_no_unknown_set(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match='there is no file and no folder'):
+    data.load(name)

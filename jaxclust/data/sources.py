@@ -91,6 +91,10 @@ def _read(name, data_dir, raw_dir, size, skip_bad):
         'pictures that it is in'
       )
     return _from_file(name, path)
+  if name.startswith(('/', '.', '~')) or name.endswith('/'):
+    raise InputError(
+      f'there is no file and no folder {name}: give another path'
+    )
   prepared = [n for p in ('*', '*/*') for n in tfds.prepared(data_dir, p)]
   known = sorted({'digits', *tfds.FAMILY, *prepared})
   nearest = difflib.get_close_matches(name, known, n=1)

@@ -29,6 +29,9 @@ _LOSSLESS = 2**21
 # Number of points from which they are drawn smaller.
 _DENSE = 10_000
 
+# Numbers that are told beside the pointer.
+_TOLD = ('cluster', 'confidence', 'outlier')
+
 # Height of the map, and of a picture beside the pointer, in pixels of CSS.
 _HEIGHT, _TIP = 560, 96
 
@@ -41,6 +44,7 @@ def build(
   names: dict[str, Sequence[str]],
   values: dict[str, np.ndarray],
   files: Sequence[str] = (),
+  split: str = 'train',
 ) -> dict:
   """Writes thumbnails of images `[N, H, W, C]` to a path; returns what the
   script of the page takes, as JSON has it.
@@ -53,6 +57,7 @@ def build(
     names: of these numbers.
     values: name -> numbers `[N]` that the page tells of an image.
     files: `[N]` names; () where there are none.
+    split: of the images, which names them where they have no files.
   """
   count = min(_POINTS, len(images))
   rows = np.linspace(0, len(images) - 1, count).astype(int)
@@ -84,6 +89,7 @@ def build(
     'places': list(places),
     'names': {name: list(own) for name, own in names.items()},
     'values': list(values),
+    'split': split,
     'files': [files[row] for row in rows] if files else [],
     'colors': figures.COLORS,
     **size,
@@ -167,28 +173,27 @@ def _plot(data, names, size):
     fill_alpha=0.8,
     nonselection_fill_alpha=0.12,
   )
-  picture = (
-    'width:{w}px;height:{h}px;background:var(--sheet) '
-    '-@left{{0}}px -@top{{0}}px / {all}px auto;image-rendering:pixelated'
-  ).format(
-    w=size['width'] * size['zoom'],
-    h=size['height'] * size['zoom'],
-    all=size['width'] * size['zoom'] * size['columns'],
-  )
-  told = ''.join(
-    f'<div>{name} @{name}{{0.[00]}}</div>'
-    for name in ('cluster', 'confidence', 'outlier')
-    if name in data
-  )
   plot.add_tools(
     HoverTool(
       renderers=[points],
-      tooltips=f'<div style="{picture}"></div>{told}',
+      tooltips=_tooltip(size, [n for n in _TOLD if n in data]),
       point_policy='follow_mouse',
       attachment='horizontal',
     )
   )
   return json.loads(json.dumps(json_item(plot, 'plot')))
+
+
+def _tooltip(size, names):
+  """HTML beside the pointer: the cell of an image on the sheet, and values."""
+  width, height = (size[n] * size['zoom'] for n in ('width', 'height'))
+  style = (
+    f'width:{width}px;height:{height}px;background:var(--sheet) '
+    f'-@left{{0}}px -@top{{0}}px / {width * size["columns"]}px auto;'
+    'image-rendering:pixelated'
+  )
+  told = ''.join(f'<div>{name} @{name}{{0.[00]}}</div>' for name in names)
+  return f'<div style="{style}"></div>{told}'
 
 
 @functools.cache

@@ -51,7 +51,8 @@
   }
 
   function fileOf(source, i) {
-    return data.files.length ? data.files[i] : String(source.data.row[i]);
+    return data.files.length ? data.files[i] :
+      `${data.split}/${source.data.row[i]}`;
   }
 
   function nameIn(group, source, i) {

@@ -33,6 +33,8 @@ class Findings(NamedTuple):
   class_names: Sequence[str]  # names of the classes; () for their values
   scores: dict  # split -> its scores, as `metrics.scores` returns them
   files: Sequence[str] = ()  # [N] names of the images; () if they have none
+  split: str = 'train'  # of the images
+  cluster_names: Sequence[str] = ()  # [K]; () for numbers
   losses: Sequence[dict] = ()  # log records of the training
   views: Sequence[np.ndarray] = ()  # some images [n, H, W, C], then their views
   reconstruction_errors: np.ndarray | None = None  # [N]
@@ -181,6 +183,7 @@ def _cluster_card(findings, cluster, folder):
       strips.append((path, f'{name} members of cluster {cluster}'))
   return {
     'number': cluster,
+    'name': _names_of(findings)[cluster],
     'size': len(members),
     'share': len(members) / len(findings.labels),
     'classes': _commonest_classes(findings, members),
@@ -189,6 +192,11 @@ def _cluster_card(findings, cluster, folder):
     ),
     'strips': strips,
   }
+
+
+def _names_of(findings):
+  numbers = [str(k) for k in range(len(findings.centers))]
+  return list(findings.cluster_names) or numbers
 
 
 def _commonest_classes(findings, members):
@@ -205,7 +213,7 @@ def _commonest_classes(findings, members):
 def _map(findings, folder):
   """Returns the section whose `map` is the data of the page's script."""
   groups = {'cluster': findings.labels}
-  names = {'cluster': [str(k) for k in range(len(findings.centers))]}
+  names = {'cluster': _names_of(findings)}
   if findings.classes is not None:
     groups['class'], names['class'] = findings.classes, findings.class_names
   rows, charts = maps.shown(len(findings.images)), []
@@ -216,17 +224,20 @@ def _map(findings, folder):
       charts.append((chart, f'map by {place}, colored by {name}'))
   sheet = folder / 'map_images.webp'
   values = {'confidence': findings.confidence, 'outlier': findings.outlier}
-  data = explorer.build(
-    *(sheet, findings.images, findings.places, groups, names, values),
-    findings.files,
-  )
+  data = None
+  with figures.drawing('the map to play with'):
+    data = explorer.build(
+      *(sheet, findings.images, findings.places, groups, names, values),
+      *(findings.files, findings.split),
+    )
+    data['sheet'] = _data_uri(sheet)
   titles = ' or '.join(maps.EMBEDDINGS[p].title for p in findings.places)
   return Section(
     'Map',
     f'Images, placed by {titles} of the clustered points. Point at one to see '
     'it; select some with the lasso or the box to list and save them.',
     charts=charts,
-    map=data | {'sheet': _data_uri(sheet)},
+    map=data,
   )
 
 
