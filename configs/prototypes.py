@@ -83,5 +83,6 @@ def get_config(variant: str = 'fashion_mnist'):
     config.training.num_epochs = 100
     config.training.warmup_epochs = 30.0
     config.training.batch_size = 128
+    config.training.min_batches = 0
     config.spread.num_neighbors = 0  # of so few, they are too far apart
   return config

@@ -14,7 +14,7 @@ from small_runs import ROOT, SMALL, draw_npz, read, run
 
 import launch
 from jaxclust import checkpoints, experiments, phases, runtime, training
-from jaxclust.report import figures, page
+from jaxclust.report import explorer, figures, page
 
 
 @pytest.fixture(autouse=True)
@@ -323,20 +323,26 @@ def test_a_damaged_origin_is_named(tmp_path, capfd):
     assert 'origin.json is damaged' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('part', ['charts', 'page'])
+@pytest.mark.parametrize('part', ['charts', 'map', 'page'])
 def test_nothing_that_only_draws_ends_a_run(tmp_path, monkeypatch, part):
   def fail(*args, **options):
     raise MemoryError('no room')
 
   if part == 'charts':
     monkeypatch.setattr(figures, '_save', fail)
+  elif part == 'map':
+    monkeypatch.setattr(explorer, 'build', fail)
   else:
     monkeypatch.setattr(page, 'render', fail)
   assert run('kmeans', tmp_path, *SMALL['kmeans']) == 0
   told = read(tmp_path)['warnings']
-  names = 'map_pca_class.png' if part == 'charts' else 'report.html'
+  names = {
+    'charts': 'map_pca_class.png',
+    'map': 'the map to play with',
+    'page': 'report.html',
+  }[part]
   assert any(f'{names} cannot be drawn (MemoryError' in line for line in told)
-  assert (tmp_path / 'report.html').exists() == (part == 'charts')
+  assert (tmp_path / 'report.html').exists() == (part != 'page')
   assert (tmp_path / 'assignments.npz').exists()
 
 

@@ -150,6 +150,16 @@ def test_a_page_offers_both_embeddings(tmp_path):
   assert (tmp_path / 'map_tsne_class.png').is_file()
 
 
+def test_names_of_clusters_are_where_they_can_be_changed(tmp_path):
+  names = ('shoes', 'a "b" <i>', '2', 'bags')
+  sections = page.draw(findings(cluster_names=names), tmp_path)
+  text = page.render(SUMMARY, {}, {}, sections)
+  assert map_of(text)['names']['cluster'] == list(names)
+  inputs = [attrs for tag, attrs in Tags(text).tags if tag == 'input']
+  values = [i['value'] for i in inputs if i.get('class') == 'name']
+  assert values == list(names)
+
+
 def map_of(text):
   """What the script of a page takes."""
   return next(json.loads(s) for s in Tags(text).scripts if s[:8] == '{"item":')

@@ -163,19 +163,26 @@ def _plot(data, names, size):
   plot.axis.visible = False
   plot.grid.visible = False
   plot.toolbar.logo = None
-  points = plot.scatter(
-    *('x', 'y'),
-    source=source,
+  places = {'x': 'x', 'y': 'y', 'source': source, 'line_color': None}
+  plot.scatter(
+    **places,
     view=CDSView(filter=BooleanFilter(name='shown')),
     size=6 if len(data['row']) < _DENSE else 3,
-    line_color=None,
     fill_color=linear_cmap('group', palette, -0.5, number - 0.5),
     fill_alpha=0.8,
     nonselection_fill_alpha=0.12,
   )
+  pictured = plot.scatter(  # what the pointer finds
+    **places,
+    view=CDSView(filter=BooleanFilter(name='pictured')),
+    size=10,
+    fill_alpha=0,
+    nonselection_fill_alpha=0,
+  )
   plot.add_tools(
     HoverTool(
-      renderers=[points],
+      renderers=[pictured],
+      limit=1,
       tooltips=_tooltip(size, [n for n in _TOLD if n in data]),
       point_policy='follow_mouse',
       attachment='horizontal',

@@ -74,7 +74,7 @@
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
-  function play(source, filter, plot) {
+  function play(source, shownOnes, pictured, plot) {
     const total = source.data.row.length;
     const rows = [...Array(total).keys()];
 
@@ -105,7 +105,8 @@
       const kept = rows.map(i => !shown.hidden.has(group[i]) &&
         sure[i] >= least - 1e-6 && sure[i] <= most + 1e-6 &&
         (!words || fileOf(source, i).toLowerCase().includes(words)));
-      filter.booleans = kept;
+      shownOnes.booleans = kept;
+      pictured.booleans = kept.map((is, i) => is && source.data.pictured[i] > 0);
       const count = kept.filter(Boolean).length;
       at('count').textContent =
         `${count.toLocaleString('en')} of ${total.toLocaleString('en')} shown`;
@@ -199,7 +200,7 @@
 
   Bokeh.embed.embed_item(data.item).then(() => {
     const model = name => Bokeh.documents.at(-1).get_model_by_name(name);
-    play(model('images'), model('shown'), model('plot'));
+    play(...['images', 'shown', 'pictured', 'plot'].map(model));
     root.dataset.ready = 'yes';
   });
 })();
