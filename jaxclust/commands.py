@@ -22,7 +22,7 @@ from jaxclust.meanings import meaning
 _PACKAGE = pathlib.Path(__file__).parent
 _ROOTS = (pathlib.Path(), _PACKAGE, _PACKAGE.parent)
 
-# Options that `--clusters` sets, and groups where they are not K.
+# Options that `--clusters` sets, and groups that have other plans with them.
 _COUNTS, _ELSEWHERE = ('num_clusters', 'num_components'), ('sweep', 'benchmark')
 
 
@@ -253,12 +253,9 @@ def translate(words: Sequence[str]) -> list[str]:
 
 def _counts(name, count):
   """Flags that set all numbers of clusters of a config."""
-  names = [
-    full
-    for full in names_of(load(name))
-    if full.split('.')[-1] in _COUNTS and full.split('.')[1] not in _ELSEWHERE
-  ]
-  if not names:
+  config = load(name)
+  names = [n for n in names_of(config) if n.rpartition('.')[2] in _COUNTS]
+  if not names or any(group in config for group in _ELSEWHERE):
     raise InputError(
       f'--clusters is {count}, but {name} has no number of clusters: leave it '
       'out'

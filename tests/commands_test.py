@@ -86,6 +86,7 @@ def test_sizes_and_clusters_reach_every_option_that_counts_them():
     ('run --data x gmm', 'jaxclust run needs CONFIG right after it'),
     ('predict runs/a', 'the following arguments are required: --data'),
     ('run gmm --data=', '--data is empty: give a value, or leave it out'),
+    ('run sweep --clusters 3', 'sweep has no number of clusters: leave it out'),
     ('run report --clusters 3', 'report has no number of clusters: leave it'),
     ('run gmm --cluster 3', 'there is no flag --cluster: did you mean --clus'),
     ('run gmm --size 3', 'argument --size: expected 2 arguments'),
