@@ -7,6 +7,7 @@ G classes, T thumbnails.
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -188,7 +189,18 @@ def _plot(data, names, size):
       attachment='horizontal',
     )
   )
-  return json.loads(json.dumps(json_item(plot, 'plot')))
+  return _renumbered(json_item(plot, 'plot'))
+
+
+def _renumbered(item):
+  """JSON with Bokeh's numbers of its parts from 0 on, as Bokeh goes on counting
+  where a process draws several pages."""
+  numbers = {}
+
+  def number(found):
+    return f'"p{numbers.setdefault(found[0], len(numbers))}"'
+
+  return json.loads(re.sub(r'"p\d+"', number, json.dumps(item)))
 
 
 def _tooltip(size, names):
