@@ -4,6 +4,7 @@ import csv
 import types
 
 import numpy as np
+import pytest
 from image_sets import savez
 from small_runs import SMALL, draw_npz, read, run
 
@@ -67,6 +68,7 @@ def test_two_runs_are_compared(tmp_path, capfd):
   assert (tmp_path / 'both' / 'figures' / 'flow-1.png').exists()
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared_are_named(tmp_path, capfd, finished):
   other = savez(tmp_path / 'x.npz', images=np.ones((30, 4, 4), np.uint8))
   flags = [f'--config.data.name={other}', '--config.kmeans.num_clusters=1']

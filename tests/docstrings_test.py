@@ -8,7 +8,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = [
-  '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+  pytest.param(
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts),
+    marks=[pytest.mark.slow] * (path.stem == 'autoencoder'),  # it trains
+  )
   for path in sorted((ROOT / 'jaxclust').rglob('*.py'))
   if '>>> ' in path.read_text()
 ]

@@ -50,6 +50,7 @@ def test_a_sweep_tells_what_each_criterion_chooses(finished):
   assert [r['num_clusters'] for r in records] == [1, 3, 2]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_numbers_not_tried(tmp_path, monkeypatch):
   flags = ['--config.stages=()', '--config.sweep.num_restarts=2']
   flags += [
