@@ -11,6 +11,7 @@ import os
 import pathlib
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -82,17 +83,25 @@ def names_of(config: ConfigDict, prefix: str = 'config') -> Iterator[str]:
       yield from names_of(value, f'{prefix}.{key}')
 
 
+def options_of(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """Values by their names with groups, but for published scores."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      found |= (
+        {} if key == 'reference' else options_of(value, f'{prefix}{key}.')
+      )
+    else:
+      found[prefix + key] = value
+  return found
+
+
 def describe(name: str) -> str:
   """The text of a config, and its options with their defaults and meanings."""
   path = name.partition(':')[0]
   lines = [_docstring(_find(path)), '', 'Options, with their defaults:']
-  config = load(name)
-  for full in names_of(config):
-    value, own = config, full.removeprefix('config.')
-    for key in own.split('.'):
-      value = value[key]
-    if not isinstance(value, ConfigDict) and 'reference.' not in own:
-      lines += [f'  --{full}={value!r}', f'      {meaning(own)}'.rstrip()]
+  for own, value in options_of(load(name)).items():
+    lines += [f'  --config.{own}={value!r}', f'      {meaning(own)}'.rstrip()]
   return '\n'.join(lines)
 
 

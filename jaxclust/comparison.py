@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn.metrics
+from ml_collections import ConfigDict
 from scipy import optimize
 
-from jaxclust import data, tables, workdir
+from jaxclust import commands, data, metrics, tables, workdir
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
 from jaxclust.paths import as_path
@@ -31,7 +31,7 @@ class Run(NamedTuple):
   """A finished run, as far as it is compared."""
 
   name: str
-  config: dict
+  config: ConfigDict
   summary: dict
   files: np.ndarray  # [N] names of the images of its first split
   labels: np.ndarray  # [N]
@@ -79,7 +79,7 @@ def _read(name, path):
       f'{path} does not hold a finished run with {tables.PARQUET}: name one '
       'that clusters images'
     )
-  config = workdir.read_config(path).to_dict()
+  config = workdir.read_config(path)
   if config['experiment'] not in _COMPARED:
     raise InputError(
       f'{path} is a {config["experiment"]} run: name runs of '
@@ -162,26 +162,16 @@ def _write_differences(runs, path):
 
 def _options(runs):
   """A line for each option in which runs differ."""
-  configs = [_flat(run.config) for run in runs]
+  configs = [commands.options_of(run.config) for run in runs]
   names = sorted({name for config in configs for name in config})
   names = [n for n in names if len({str(c.get(n)) for c in configs}) > 1]
   rows = [[name, *(str(c.get(name, '-')) for c in configs)] for name in names]
   return [['', *(run.name for run in runs)], *rows]
 
 
-def _flat(config, prefix=''):
-  """Options by their names with groups, but for published scores."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      found |= _flat(value, f'{prefix}{key}.')
-    else:
-      found[prefix + key] = value
-  return {n: v for n, v in found.items() if not n.startswith('reference.')}
-
-
 def _scores(runs):
-  splits = [s for s in ('train', 'test') if any(s in _means(r) for r in runs)]
+  means = [run.summary.get('mean', run.summary) for run in runs]
+  splits = [s for s in ('train', 'test') if any(s in own for own in means)]
   columns = [
     (split, name) for split in splits for name in ('acc', 'nmi', 'ari')
   ]
@@ -198,19 +188,10 @@ def _scores(runs):
   ]
 
 
-def _means(run):
-  return run.summary.get('mean', run.summary)
-
-
 def _agreement(a, b):
-  table, matched = _matched(a, b)
-  return {
-    'ari': float(sklearn.metrics.adjusted_rand_score(a.labels, b.labels)),
-    'nmi': float(
-      sklearn.metrics.normalized_mutual_info_score(a.labels, b.labels)
-    ),
-    'matched': float(table[matched].sum() / table.sum()),
-  }
+  scores = metrics.scores(a.labels, b.labels, 1 + int(b.labels.max()))
+  names = {'ari': 'ari', 'nmi': 'nmi', 'matched': 'acc'}
+  return {name: scores[score] for name, score in names.items()}
 
 
 def _matched(a, b):

@@ -101,9 +101,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   from pyarrow import parquet
 
   table = parquet.read_table(path / PARQUET)
-  return {
-    name: np.array(table[name].to_pylist()) for name in table.column_names
-  }
+  return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _classes(dataset, judged):

@@ -171,14 +171,11 @@ def fit_minibatch(
     InputError: for input that cannot be clustered.
   """
   checks.check_key(key)
-  checks.check_count('batch_size', batch_size)
+  size = minibatches.sample_size(sample_size, batch_size, num_clusters)
   ends = minibatches.ends(num_batches, tol, patience)
   options = {'num_clusters': num_clusters, 'num_restarts': num_restarts}
   options |= {'init': init, 'metric': metric}
   rows = _prepare(x, sample_weight, block_size, **options)
-  size = max(3 * batch_size, 10 * num_clusters)
-  if sample_size is not None:
-    size = checks.check_count('sample_size', sample_size, num_clusters)
   keys = [jax.random.fold_in(key, purpose) for purpose in range(3)]
   some = seeding.sample(keys[1], rows, size)
   clusters = seeding.seed(keys[0], some, num_clusters, num_restarts, init)

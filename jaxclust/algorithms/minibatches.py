@@ -31,6 +31,17 @@ class Ends(NamedTuple):
   patience: Any  # batches in a row whose smoothed inertia is no less
 
 
+def sample_size(given: int | None, batch_size: int, num_clusters: int) -> int:
+  """Rows from which starts are drawn, once the options are checked."""
+  checks.check_count('num_clusters', num_clusters)
+  default = max(
+    3 * checks.check_count('batch_size', batch_size), 10 * num_clusters
+  )
+  if given is None:
+    return default
+  return checks.check_count('sample_size', given, num_clusters)
+
+
 def ends(num_batches: int, tol: float, patience: int | None) -> Ends:
   """Checked ends of runs; arguments as for `kmeans.fit_minibatch`."""
   most = np.iinfo(np.int32).max

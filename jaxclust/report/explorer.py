@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxclust.report import figures
+from jaxclust.report import figures, maps
 
 # Maximum number of images on the map; of thumbnails; and of these where they
 # take little room.
@@ -60,13 +60,12 @@ def build(
     files: `[N]` names; () where there are none.
     split: of the images, which names them where they have no files.
   """
-  count = min(_POINTS, len(images))
-  rows = np.linspace(0, len(images) - 1, count).astype(int)
+  rows = maps.evenly(len(images), _POINTS)
   labels = groups['cluster'][rows]
   shown = rows[_spread(labels, _THUMBNAILS)]
   columns, height, width = _save(path, images[shown])
   room = int(len(shown) / path.stat().st_size * _SMALL_SHEET)
-  if len(shown) < min(room, count):
+  if len(shown) < min(room, len(rows)):
     shown = rows[_spread(labels, min(room, _MOST_THUMBNAILS))]
     columns, height, width = _save(path, images[shown])
   cells = np.full(len(images), len(shown))
@@ -116,7 +115,7 @@ def _spread(labels, most):
   order, sizes = np.argsort(labels, kind='stable'), np.bincount(labels)
   members = np.split(order, np.cumsum(sizes)[:-1])
   kept = [
-    own[np.linspace(0, len(own) - 1, count).astype(int)]
+    own[maps.evenly(len(own), count)]
     for own, count in zip(members, _quota(sizes, most), strict=True)
   ]
   return np.sort(np.concatenate(kept))

@@ -69,10 +69,15 @@ EMBEDDINGS = {
 }
 
 
-def shown(num_points: int) -> np.ndarray:
-  """Numbers `[n]` of the points that maps are fitted to, evenly spaced."""
-  count = min(_FITTED, num_points)
+def evenly(num_points: int, most: int) -> np.ndarray:
+  """Numbers of at most so many points, evenly spaced."""
+  count = min(most, num_points)
   return np.linspace(0, num_points - 1, count).astype(int)
+
+
+def shown(num_points: int) -> np.ndarray:
+  """Numbers `[n]` of the points that maps are fitted to."""
+  return evenly(num_points, _FITTED)
 
 
 def locate(points: dict[str, Any], embedding: str) -> dict[str, dict]:
