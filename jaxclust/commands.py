@@ -122,18 +122,51 @@ def listing() -> str:
 
 # Name -> what it does, what it is given, and the options it takes.
 COMMANDS = {
-  'run': ('find clusters', 'CONFIG', ('data', 'size', 'clusters', 'seeds')),
+  'run': (
+    *('find clusters', 'CONFIG'),
+    ('data', 'size', 'clusters', 'seeds', 'out'),
+  ),
   'predict': (
     *('find the clusters of a run in other images', 'RUN'),
-    ('data', 'names'),
+    ('data', 'names', 'out'),
   ),
-  'sweep': ('ask how many clusters there are', 'VARIANT', ('data', 'size')),
-  'compare': ('show how runs differ', 'RUNS', ()),
+  'sweep': (
+    *('ask how many clusters there are', 'VARIANT'),
+    ('data', 'size', 'out'),
+  ),
+  'compare': ('show how runs differ', 'RUNS', ('out',)),
   'report': ('draw figures and page of a run again', 'RUN', ()),
-  'benchmark': ('measure speed beside other libraries', 'VARIANT', ()),
+  'benchmark': ('measure speed beside other libraries', 'VARIANT', ('out',)),
   'list': ('name the configs', '', ()),
 }
 
+# Option -> what the parser knows of it.
+OPTIONS = {
+  'data': {
+    'metavar': 'PATH',
+    'help': 'a folder of pictures, an .npz, an .npy or the name of a set',
+  },
+  'size': {
+    'nargs': 2,
+    'type': int,
+    'metavar': ('H', 'W'),
+    'help': 'height and width that pictures are resized to',
+  },
+  'clusters': {'type': int, 'metavar': 'K', 'help': 'how many'},
+  'seeds': {
+    'type': int,
+    'metavar': 'N',
+    'help': 'runs, of which mean, spread and vote are told',
+  },
+  'names': {
+    'metavar': 'FILE',
+    'help': 'a file of JSON with names of clusters, as the page saves them',
+  },
+  'out': {
+    'metavar': 'DIR',
+    'help': 'the run directory; a new one under runs/ by default',
+  },
+}
 
 # Options that stand for one flag of the launcher.
 _FLAGS = {
@@ -149,6 +182,10 @@ _NUMBERS = {
   'VARIANT': {'nargs': '?', 'default': ''},
   'RUNS': {'nargs': '+'},
 }
+
+
+# How usage shows that.
+_SHOWN = {'VARIANT': '[VARIANT]', 'RUNS': 'RUN RUN ...'}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,29 +211,13 @@ def _parsers():
   each = {}
   for name, (text, given, options) in COMMANDS.items():
     about = {'help': text, 'description': text}
+    about['usage'] = f'jaxclust {name} {_SHOWN.get(given, given)} [OPTION ...]'
     own = each[name] = add(name, **about, add_help=False, allow_abbrev=False)
     if given:
       own.add_argument('given', metavar=given, **_NUMBERS.get(given, {}))
-    if 'data' in options:
-      text = 'a folder of pictures, an .npz, an .npy or the name of a set'
-      must = {'required': name == 'predict'}
-      own.add_argument('--data', metavar='PATH', help=text, **must)
-    if 'size' in options:
-      text = 'height and width that pictures are resized to'
-      own.add_argument(
-        '--size', nargs=2, type=int, metavar=('H', 'W'), help=text
-      )
-    if 'clusters' in options:
-      own.add_argument('--clusters', type=int, metavar='K', help='how many')
-    if 'seeds' in options:
-      text = 'runs, of which mean, spread and vote are told'
-      own.add_argument('--seeds', type=int, metavar='N', help=text)
-    if 'names' in options:
-      text = 'a file of JSON with names of clusters, as the page saves them'
-      own.add_argument('--names', metavar='FILE', help=text)
-    if given and name != 'report':
-      text = 'the run directory; a new one under runs/ by default'
-      own.add_argument('--out', metavar='DIR', help=text)
+    for option in options:
+      must = option == 'data' and given == 'RUN'  # which has no images itself
+      own.add_argument(f'--{option}', required=must, **OPTIONS[option])
   return parser, each
 
 
@@ -204,10 +225,6 @@ def usage(command: str = '') -> str:
   """How a command is typed, or which there are."""
   parser, each = _parsers()
   return each.get(command, parser).format_help()
-
-
-# All options of commands.
-OPTIONS = (*_FLAGS, 'clusters')
 
 
 def translate(words: Sequence[str]) -> list[str]:
