@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxclust.algorithms import tiles
 from jaxclust.frames import dot
 
 # A distance is accurate to 1e-4 if it is at least this many roundings of |x|^2.
@@ -54,18 +55,15 @@ def squared_distances(
       squares = jnp.where(active[:, None], squares, jnp.inf)
     return reduce(squares, jnp.zeros_like(squares[0]))
 
-  known = isinstance(x.shape[0], int)  # it is a symbol in an export
-  if known and x.size * len(centers) <= _FEW_NUMBERS:
+  if _are_few(x, centers):
     difference = x[None] - centers[:, None]
     return by_differences(jnp.square(difference).sum(axis=2))
-  norms = jnp.square(x).sum(axis=1)
-  lengths = jnp.square(centers).sum(axis=1)
-  if active is not None:
-    lengths = jnp.where(active, lengths, jnp.inf)
+  norms, lengths = jnp.square(x).sum(axis=1), _lengths(centers, active)
   part = lengths[:, None] + dot(-2 * centers, x.T)
   found = reduce(part, norms)
+  least, labels = nearest(part[None], norms)
   return lax.cond(
-    _are_blurred(x, centers, part, norms),
+    _are_blurred(x, centers, least[0], labels[0], norms),
     lambda: by_differences(
       lax.map(lambda c: jnp.square(x - c[None]).sum(axis=1), centers)
     ),
@@ -73,14 +71,81 @@ def squared_distances(
   )
 
 
-def _are_blurred(x, centers, part, norms):
+def nearest_centers(
+  x: jax.Array,
+  centers: jax.Array,
+  active: jax.Array,
+  precision: str = 'highest',
+) -> tuple[jax.Array, jax.Array]:
+  """Squared distances of rows `[B, D]` from the nearest centers, and their
+  numbers, `[R, B]`, as of `squared_distances`.
+
+  Args:
+    x: `[B, D]`.
+    centers: `[R, K, D]` of R runs.
+    active: `[R, K]`.
+    precision: of `tiles.PRECISIONS`, where the device has tiles; blurred
+      distances stay so where it is not the highest.
+  """
+  num_runs, num_clusters, num_features = centers.shape
+  flat = centers.reshape(-1, num_features)
+
+  def of_each_run(part, rest):
+    return nearest(part.reshape(num_runs, num_clusters, -1), rest)
+
+  if not tiles.usable(x) or _are_few(x, flat):
+    return squared_distances(x, flat, active.reshape(-1), of_each_run)
+  norms = jnp.square(x).sum(axis=1)
+  lengths = _lengths(centers, active)
+  part, labels = tiles.nearest(x, centers, lengths, precision)
+  least = jnp.maximum(part + norms[None], 0)
+  if precision != 'highest':
+    return least, labels
+  run, row = least.argmin(axis=0), lax.iota(jnp.int32, len(x))
+  number = run * num_clusters + labels[run, row]
+  return lax.cond(
+    _are_blurred(x, flat, least[run, row], number, norms),
+    lambda: _nearest_by_differences(x, centers, active),
+    lambda: (least, labels),
+  )
+
+
+def _are_few(x, centers):
+  """Whether differences of rows and centers `[K, D]` are few numbers."""
+  known = isinstance(x.shape[0], int)  # it is a symbol in an export
+  return known and x.size * len(centers) <= _FEW_NUMBERS
+
+
+def _lengths(centers, active):
+  """Squared lengths of centers `[..., D]`, inf for those not active."""
+  lengths = jnp.square(centers).sum(axis=-1)
+  return lengths if active is None else jnp.where(active, lengths, jnp.inf)
+
+
+def _nearest_by_differences(x, centers, active):
+  """Distances and numbers `[R, B]` of the nearest, a center at a time."""
+
+  def look(k, best):
+    difference = x[None] - centers[:, k, None]
+    squares = jnp.square(difference).sum(axis=2)
+    nearer = (squares < best[0]) & active[:, k, None]
+    return (
+      jnp.where(nearer, squares, best[0]),
+      jnp.where(nearer, k, best[1]),
+    )
+
+  shape = len(centers), len(x)
+  best = jnp.full(shape, jnp.inf, x.dtype), jnp.zeros(shape, jnp.int32)
+  return lax.fori_loop(0, centers.shape[1], look, best)
+
+
+def _are_blurred(x, centers, least, labels, norms):
   """Whether a product leaves too many rows without accurate distances."""
-  least, labels = nearest(part[None], norms)
-  rounding = jnp.finfo(part.dtype).eps * norms
-  blurred = least[0] < _TRUSTED_ROUNDINGS * rounding
+  rounding = jnp.finfo(least.dtype).eps * norms
+  blurred = least < _TRUSTED_ROUNDINGS * rounding
 
   def look_closer():
-    exact = jnp.square(x - centers[labels[0]]).sum(axis=1)
+    exact = jnp.square(x - centers[labels]).sum(axis=1)
     many = (blurred & are_apart(exact, norms)).mean() > _FEW_ROWS
     return many | (blurred.mean() > _SOME_ROWS)
 
@@ -124,6 +189,8 @@ def sums_by_label(
   """
   num_runs, num_rows = labels.shape
   if jax.default_backend() != 'cpu':
+    if values.ndim == 2 and tiles.usable(values):
+      return tiles.sums(labels, num_clusters, values)
     sums = dot(one_hot(labels, num_clusters, values.dtype), values)
     return sums.reshape(num_runs, num_clusters, *values.shape[1:])
   # Sums of short runs of rows keep the digits that one long sum would lose.

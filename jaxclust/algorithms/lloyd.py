@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclust.algorithms import solver
+from jaxclust.algorithms import solver, tiles
 from jaxclust.algorithms.distances import (
   are_apart,
-  nearest,
-  squared_distances,
+  nearest_centers,
   sums_by_label,
 )
 from jaxclust.algorithms.solver import Algorithm, Solution
@@ -67,23 +66,17 @@ def before(params: Clusters, rows: Rows) -> Solution:
   return solver.before(params, Sums(*unknown), rows)
 
 
-def assign(params: Clusters, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def assign(
+  params: Clusters, x: jax.Array, precision: str = 'highest'
+) -> tuple[jax.Array, jax.Array]:
   """Squared distances to the nearest centers, and their numbers, `[R, B]`."""
-  num_runs, num_clusters, num_features = params.centers.shape
-
-  def nearest_of_each_run(part, rest):
-    return nearest(part.reshape(num_runs, num_clusters, -1), rest)
-
-  return squared_distances(
-    x,
-    params.centers.reshape(-1, num_features),
-    params.active.reshape(-1),
-    nearest_of_each_run,
-  )
+  return nearest_centers(x, params.centers, params.active, precision)
 
 
-def _stats(params: Clusters, x: jax.Array, weight: jax.Array) -> Sums:
-  least, labels = assign(params, x)
+def _stats(
+  params: Clusters, x: jax.Array, weight: jax.Array, precision: str = 'highest'
+) -> Sums:
+  least, labels = assign(params, x, precision)
   sum_up = functools.partial(sums_by_label, labels, params.centers.shape[1])
   weighted = x * weight[:, None]
   return Sums(sum_up(weighted), sum_up(weight), dot(least, weight))
@@ -141,12 +134,22 @@ def _distance(params, weight, least):
   return jnp.where(weight[None] > 0, least.T, 0)
 
 
+def _width(params):
+  """Distances of a row that lie in memory at once; tiles leave two numbers."""
+  return 2 * len(params.active) if tiles.available() else params.active.size
+
+
 LLOYD = Algorithm(
   stats=_stats,
   update=_update,
   objective=lambda stats: stats.inertia,
   change=_change,
-  width=lambda params: params.active.size,
+  width=_width,
   mend=_fill_empty,
   together=True,
+)
+
+# The same with distances in TF32, on a device that has it.
+LLOYD_IN_TF32 = LLOYD._replace(
+  stats=functools.partial(_stats, precision='tf32')
 )

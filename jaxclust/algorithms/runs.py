@@ -13,7 +13,7 @@ import numpy as np
 from jaxclust import checks, programs
 from jaxclust.algorithms import lloyd, seeding, solver
 from jaxclust.algorithms.em import EM, family_of
-from jaxclust.algorithms.lloyd import LLOYD, Clusters
+from jaxclust.algorithms.lloyd import LLOYD, LLOYD_IN_TF32, Clusters
 from jaxclust.algorithms.products import EM_BY_PRODUCTS, PRODUCTS
 from jaxclust.algorithms.pruning import PRUNED
 from jaxclust.algorithms.solver import Algorithm, Solution
@@ -25,8 +25,10 @@ def _plain(params):
   return LLOYD if isinstance(params, Clusters) else EM
 
 
-def _fastest(params: Any, rows: Rows) -> Algorithm:
+def _fastest(params: Any, rows: Rows, precision: str = 'highest') -> Algorithm:
   """The algorithm that makes many steps from params `[R, ...]` on rows."""
+  if precision == 'tf32' and jax.default_backend() != 'cpu':
+    return LLOYD_IN_TF32
   if rows.is_streamed:
     return _plain(params)
   if isinstance(params, Clusters):
@@ -39,15 +41,24 @@ def _fastest(params: Any, rows: Rows) -> Algorithm:
 
 
 def run_rows(
-  state: Solution, rows: Rows, **options: Any
+  state: Solution, rows: Rows, precision: str = 'highest', **options: Any
 ) -> tuple[Solution, jax.Array]:
-  """`run` on rows in the frame of the state; options as for `solver.run`."""
-  return solver.run(_fastest(state.params, rows), state, rows, **options)
+  """`run` on rows in the frame of the state; options as for `solver.run`.
+
+  Where the precision is less than the highest, the statistics are made anew in
+  the end.
+  """
+  fastest = _fastest(state.params, rows, precision)
+  ended, history = solver.run(fastest, state, rows, **options)
+  if fastest is LLOYD_IN_TF32:
+    last = solver.begin(LLOYD, ended.params, rows)
+    ended = ended._replace(stats=last.stats, objective=last.objective)
+  return ended, history
 
 
-def steps_of(state: Solution, rows: Rows) -> tuple:
+def steps_of(state: Solution, rows: Rows, precision: str = 'highest') -> tuple:
   """The call that `run_rows` makes for runs like these, likewise."""
-  return solver.steps_of(_fastest(state.params, rows), state, rows)
+  return solver.steps_of(_fastest(state.params, rows, precision), state, rows)
 
 
 def seeded(
@@ -57,6 +68,7 @@ def seeded(
   num_restarts: int,
   init: Any,
   *calls: tuple,
+  precision: str = 'highest',
 ) -> Solution:
   """Runs of k-means before their first pass.
 
@@ -67,7 +79,7 @@ def seeded(
   given = not isinstance(init, str)
   num_runs = math.prod(np.shape(init)[:-2]) if given else num_restarts
   blank = lloyd.blank(num_clusters, num_runs, rows)
-  steps = steps_of(lloyd.before(blank, rows), rows)
+  steps = steps_of(lloyd.before(blank, rows), rows, precision)
   with programs.compiling(steps, *calls):
     clusters = seeding.seed(key, rows, num_clusters, num_restarts, init)
   return lloyd.before(clusters, rows)
