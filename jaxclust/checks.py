@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxclust.errors import InputError, one_line
 
@@ -58,6 +59,16 @@ def warn(message: str) -> None:
   while frame.f_globals.get('__name__', '').startswith('jaxclust.'):
     frame, level = frame.f_back, level + 1
   warnings.warn(message, category, stacklevel=level)
+
+
+def fetch(array: Any) -> np.ndarray:
+  """An array on the host; where processes share its devices, each calls this
+  and gets the whole."""
+  if isinstance(array, jax.Array) and not (
+    array.is_fully_addressable or array.is_fully_replicated
+  ):
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
 
 
 def check_count(
@@ -208,7 +219,7 @@ def check_largest(x: Any, largest: float, dtype: Any) -> None:
   if not np.isfinite(largest):
     total, first = 0, None
     for start in range(0, len(x), _ROWS_OF_A_LOOK):
-      block = np.asarray(x[start : start + _ROWS_OF_A_LOOK], np.float32)
+      block = fetch(x[start : start + _ROWS_OF_A_LOOK]).astype(np.float32)
       bad = np.argwhere(~np.isfinite(block))
       total += len(bad)
       if first is None and len(bad):
@@ -236,7 +247,7 @@ def check_weights(
   """
   values = as_real('sample_weight', weight).astype(dtype)
   if not is_traced(weight):
-    values = np.asarray(values)
+    values = fetch(values)
   if values.shape != (num_points,):
     raise InputError(
       f'sample_weight has shape {values.shape}: x has {num_points} rows, '

@@ -153,7 +153,10 @@ def _place_sharded(x, weight, block_size):
   axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
   axes = tuple(axis for axis in axes if axis is not None)
   by_rows = NamedSharding(mesh, PartitionSpec(axes))
-  x, weight = jax.device_put((x, weight), by_rows)
+  x = jax.device_put(x, by_rows)
+  weight = jax.make_array_from_callback(
+    weight.shape, by_rows, lambda index: weight[index]
+  )
   return Rows(x, weight, mesh=mesh, axes=axes, block_size=block_size)
 
 
@@ -182,7 +185,8 @@ def prepare(
     checks.check_digits(x, rows.dtype)
   check(rows.shape[0] - rows.num_padded, rows.shape[1], **options)
   if not checks.is_traced(rows.weight):
-    positive = int((np.asarray(rows.weight) > 0).sum())
+    lib = jnp if rows.axes else np
+    positive = int(lib.count_nonzero(lib.asarray(rows.weight) > 0))
     if positive < options[groups]:
       raise InputError(
         f'{groups} is {options[groups]}, but only {positive} rows have a '
@@ -293,10 +297,13 @@ def _look_at_block(view, origin, frame, carry, fresh, x, weight):
   total, mass, largest, spread = carry
   weight = jnp.where(fresh, weight, 0)
   difference = jnp.where(weight[:, None] > 0, view(x) - origin[None], 0)
+  numbers = as_float(x)
+  # On a CPU the maximum of many numbers may miss a NaN, but no infinity.
+  magnitude = jnp.where(jnp.isfinite(numbers), jnp.abs(numbers), jnp.inf)
   return (
     total + dot(weight, difference),
     mass + weight.sum(),
-    jnp.maximum(largest, jnp.abs(as_float(x)).max()),
+    jnp.maximum(largest, magnitude.max()),
     jnp.maximum(spread, jnp.abs(difference).max()),
   ), ()
 

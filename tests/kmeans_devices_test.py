@@ -15,6 +15,7 @@ from jaxclust import inputs, kmeans, rows
 from jaxclust.algorithms import seeding, solver
 from jaxclust.algorithms.lloyd import LLOYD, pad
 from jaxclust.algorithms.pruning import PRUNED
+from jaxclust.errors import InputError
 
 KEY = jax.random.key(0)
 X, _ = blobs(num_points=384, spread=4.0)
@@ -259,3 +260,23 @@ def test_values_of_a_stream_are_checked(mapped):
   bad = np.load(mapped.filename, mmap_mode='r')
   with pytest.raises(inputs.InputError, match='at row 200, column 3'):
     kmeans.fit(KEY, bad, num_clusters=4)
+
+
+# Values that are not finite, among more rows than one look takes
+
+
+@pytest.mark.parametrize('where', ['one device', 'two devices', 'a stream'])
+@pytest.mark.parametrize('row', [0, 9_999, 65_535])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_value_among_many_that_is_not_finite_is_found(
+  value, row, where, monkeypatch
+):
+  x = np.random.default_rng(0).normal(size=(65_536, 20)).astype(np.float32)
+  x[row, 7] = value
+  if where == 'two devices':
+    x = sharded(x, two_devices())
+  elif where == 'a stream':
+    monkeypatch.setattr(inputs.memory, 'device_bytes', lambda: 1.0)
+  message = rf'1 values .* \({value}\) at row {row}, column 7'
+  with pytest.raises(InputError, match=message):
+    kmeans.fit(KEY, x, num_clusters=2)

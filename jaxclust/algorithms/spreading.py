@@ -89,12 +89,12 @@ def _spread(numbers, shares, strength):
   def step(state):
     old, _, count = state
     new = _mix(old, numbers, shares, strength)
-    return new, jnp.abs(new - old).max(), count + 1
+    return new, jnp.all(jnp.abs(new - old) <= _CHANGE), count + 1
 
   def goes_on(state):
-    return (state[1] > _CHANGE) & (state[2] < _MOST_STEPS)
+    return ~state[1] & (state[2] < _MOST_STEPS)
 
-  return lax.while_loop(goes_on, step, (shares, jnp.inf, 0))[0]
+  return lax.while_loop(goes_on, step, (shares, False, 0))[0]
 
 
 @jax.jit
