@@ -1,0 +1,73 @@
+"""Two processes of two devices each, which share rows, against one device."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import one_process
+import pytest
+from point_sets import blobs
+
+from jaxclust import kmeans
+
+# Seconds after which processes count as hanging.
+_PATIENCE = 200
+
+
+@pytest.fixture(scope='module')
+def points():
+  x, _ = blobs(num_points=40_000, num_features=32, spread=4.0)
+  weight = np.random.default_rng(0).integers(0, 3, len(x)).astype(np.float32)
+  return x, weight
+
+
+@pytest.fixture(scope='module')
+def found(points, tmp_path_factory):
+  """What each process has found."""
+  folder = tmp_path_factory.mktemp('shared')
+  np.savez(folder / 'points.npz', x=points[0], weight=points[1])
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  script = pathlib.Path(one_process.__file__)
+  commands = [
+    [sys.executable, script, str(number), '2', str(port), folder]
+    for number in range(2)
+  ]
+  processes = [
+    subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands
+  ]
+  try:
+    for process in processes:
+      _, errors = process.communicate(timeout=_PATIENCE)
+      assert not process.returncode, errors
+  finally:
+    for process in processes:
+      process.kill()
+  return [dict(np.load(folder / f'{number}.npz')) for number in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', one_process.FITS)
+def test_processes_find_what_one_device_finds(name, points, found):
+  result = one_process.FITS[name](jax.random.key(0), *points)
+  for place, array in one_process.arrays_of(name, result).items():
+    for own in found:
+      np.testing.assert_allclose(own[place], array, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_labels_of_all_rows_can_be_fetched(points, found):
+  for own in found:
+    labels = kmeans.predict(own['k-means centers'], points[0])
+    np.testing.assert_array_equal(own['labels'], labels)
+
+
+@pytest.mark.slow
+def test_a_nan_in_a_share_is_an_error_of_all(found):
+  for own in found:
+    assert '1 values that are NaN' in str(own['error'])
+    assert '(nan) at row 39999, column 0' in str(own['error'])
