@@ -6,6 +6,7 @@ the same `--workdir` continues a run that was stopped.
 """
 
 import difflib
+import functools
 import importlib.metadata
 import os
 import re
@@ -58,12 +59,13 @@ def main(argv: Sequence[str]) -> int:
   Each error is one line on stderr. `--debug` prints the traceback of an
   unexpected one before that line.
   """
+  fail = functools.partial(_fail, argv)
   if sys.platform == 'win32':
-    return _fail('jaxclust runs on Linux and macOS: on Windows, use WSL', 2)
+    return fail('jaxclust runs on Linux and macOS: on Windows, use WSL', 2)
   try:
     config, options = _parse(argv)
   except (flags.Error, ValueError) as error:
-    return _fail(error, 2)
+    return fail(error, 2)
   if config is None:
     return 0
   try:
@@ -74,27 +76,26 @@ def main(argv: Sequence[str]) -> int:
         *(config, options.workdir, _command(argv), options.allow_upgrade)
       )
   except signals.Stopped as error:
-    return _fail(error, error.status)
+    return fail(error, error.status)
   except InputError as error:
-    return _fail(error, 2)
+    return fail(error, 2)
   except RunError as error:
     if options.debug and error.__cause__:
       traceback.print_exception(error)
-    return _fail(error, 3)
+    return fail(error, 3)
   except Exception as error:
     if options.debug:
       traceback.print_exception(error)
     name, reason = type(error).__name__, one_line(error)
-    return _fail(
-      f'unexpected {name} ({reason}): --debug shows its traceback', 3
-    )
+    return fail(f'unexpected {name} ({reason}): --debug shows its traceback', 3)
   page = path / 'report.html'
   print(os.path.relpath(page if page.exists() else path))
   return 0
 
 
-def _fail(error, status):
-  print('error:', one_line(error), file=sys.stderr)
+def _fail(argv, error, status):
+  text = commands.as_typed(one_line(error), argv)
+  print('error:', text, file=sys.stderr)
   return status
 
 
@@ -135,11 +136,12 @@ def _parse(argv):
   if asks and len(words) == 1 and words[0] in commands.COMMANDS:
     print(commands.usage(words[0]))
     return None, None
-  if words and not words[0].startswith('-'):
+  command = words[0] if words and not words[0].startswith('-') else ''
+  if command:
     words = commands.translate(words)
   rest = first([argv[0], *words], known_only=True)
   if asks:
-    print(_help(first))
+    print(_help(first, command))
     return None, None
   if first.workdir == '':
     raise InputError('workdir is empty: name a directory, or leave it out')
@@ -167,10 +169,12 @@ def _parse(argv):
   return config, first
 
 
-def _help(first):
-  """The help of the program, or that of the config that flags name."""
+def _help(first, command):
+  """The help of the program, or that of the config that flags name and of the
+  command that was typed."""
   if first.config:
-    return commands.describe(first.config)
+    own = [commands.usage(command)] if command else []
+    return '\n'.join([*own, commands.describe(first.config)])
   return '\n'.join(
     [__doc__, commands.usage(), f'Flags:\n{first.get_help()}', 'Configs:']
     + [f'  {line}' for line in commands.listing().splitlines()]

@@ -177,6 +177,13 @@ _FLAGS = {
   'out': 'workdir',
 }
 
+# How flags of the launcher that an error names are typed after a command.
+_TYPED = {
+  '--workdir=': '--out ',
+  '--config.data.name=': '--data ',
+  '--config.data.size=(H, W)': '--size H W',
+}
+
 # How often what a command is given may be repeated.
 _NUMBERS = {
   'VARIANT': {'nargs': '?', 'default': ''},
@@ -275,6 +282,19 @@ def translate(words: Sequence[str]) -> list[str]:
   if found.get('clusters') is not None:
     flags += _counts(config, found['clusters'])
   return flags + rest
+
+
+def as_typed(text: str, words: Sequence[str]) -> str:
+  """A text that names flags of the launcher, in the words of a command line.
+
+  >>> as_typed('name another with --workdir=DIR', ['jaxclust', 'run', 'gmm'])
+  'name another with --out DIR'
+  """
+  if not COMMANDS.keys() & set(words):
+    return text
+  for flag, typed in _TYPED.items():
+    text = text.replace(flag, typed)
+  return text
 
 
 def _counts(name, count):

@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 from jaxclust import (
   benchmark,
   checks,
+  commands,
   comparison,
   data,
   model,
@@ -103,7 +105,7 @@ def run(
         records.accept_versions(path)
       mirrored = board.mirror(path) if config.get('tensorboard') else None
       with (
-        _explaining_how_to_resume(path),
+        _explaining_how_to_resume(path, command),
         mirrored or contextlib.nullcontext(),
       ):
         summary = records.fill(
@@ -181,10 +183,16 @@ def _check(config):
 
 
 @contextlib.contextmanager
-def _explaining_how_to_resume(path: pathlib.Path) -> Iterator[None]:
-  """Says what a run that ends early has left, and where."""
+def _explaining_how_to_resume(
+  path: pathlib.Path, command: str | None
+) -> Iterator[None]:
+  """Says what a run that ends early has left, and where, to who has typed a
+  command."""
   place = os.path.relpath(path)
-  again = f'the same command with --workdir={place} resumes from there'
+  again = commands.as_typed(
+    f'the same command with --workdir={place} resumes from there',
+    shlex.split(command or ''),
+  )
   try:
     yield
   except signals.Stopped:

@@ -121,7 +121,7 @@ def place(
       weight = lax.optimization_barrier(jnp.ones(x.shape[0], dtype))
     return Rows(jnp.asarray(x), weight, block_size=block_size)
   if weight is None:
-    weight = np.ones(x.shape[0], dtype)
+    weight = np.broadcast_to(np.ones((), dtype), x.shape[:1])  # of no size
   if isinstance(x, np.ndarray) and _is_large(x):
     return Rows(x, weight, block_size=block_size)
   if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:

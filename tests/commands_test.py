@@ -178,3 +178,19 @@ def test_each_meaning_is_that_of_an_option():
 
 def _pairs(parts):
   return (f'{group}.{parts[-1]}' for group in parts[:-1])
+
+
+def test_help_of_a_config_tells_the_options_of_the_command_too(capsys):
+  text = told(capsys, 'run', 'gmm', '--help')
+  assert '--clusters K' in text
+  assert '--config.gmm.num_components' in text
+
+
+def test_errors_name_options_as_they_were_typed(tmp_path, capsys):
+  (tmp_path / 'config.json').write_text('{}')
+  words = ['run', 'kmeans:digits', '--out', str(tmp_path)]
+  assert launch.main(['jaxclust', *words]) == 2
+  assert 'name another with --out DIR' in capsys.readouterr().err
+  flags = ['--config=kmeans:digits', f'--workdir={tmp_path}']
+  assert launch.main(['launch.py', *flags]) == 2
+  assert 'name another with --workdir=DIR' in capsys.readouterr().err
