@@ -57,6 +57,9 @@ class Model(NamedTuple):
   scale: Any  # [1, D] or [1, 1], that its embeddings are divided by
   manifold: neighbors.Manifold | None = None  # that gives points their places
   outliers: Any = None  # [Q] outlier scores of the run's images, evenly ranked
+  # [2, Q] margins, and the confidence of images that have them; None: shares or
+  # distances tell it.
+  curve: Any = None
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -165,7 +168,11 @@ class Model(NamedTuple):
 
   def judge(self, x: jax.Array) -> Assignment:
     """The assignment of points `[N, D]`, on the host."""
-    return self.assigner.assign(self.clusters, x)
+    found = self.assigner.assign(self.clusters, x)
+    if self.curve is None:
+      return found
+    confidence = np.interp(found.margin, *self.curve).astype(np.float32)
+    return found._replace(confidence=confidence)
 
   def _needed(self, field, what, instead):
     found = getattr(self.assigner, field)
@@ -320,6 +327,7 @@ def assemble(
   manifold: neighbors.Manifold | None = None,
   spread: spreading.Spread | None = None,
   outliers: Any = None,
+  curve: Any = None,
 ) -> Model:
   """The model of a recipe from `make_recipe`.
 
@@ -336,7 +344,9 @@ def assemble(
     assigner = spreading.spreading(assigner, **recipe['spread'])
     clusters = clusters, spread
   return Model(
-    *(recipe, clusters, assigner, method, params, scale, manifold, outliers)
+    *(recipe, clusters, assigner, method, params, scale, manifold),
+    outliers=outliers,
+    curve=curve,
   )
 
 

@@ -26,6 +26,7 @@ from jaxclust import (
   networks,
   phases,
   plans,
+  reliability,
   selection,
   storage,
   tables,
@@ -215,9 +216,11 @@ def _run(config, dataset, path, seconds):
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
     own = spread(own, found.points['train'], seconds)
+    with timed(seconds, 'confidence'):
+      own, sureness = reliability.calibrate(own, found.points['train'])
     with timed(seconds, 'score'):
       own, judged, scores = answers.judge(dataset, own, found.points)
-      scores['fit'] = fit
+      scores['fit'] = fit = reliability.told(sureness) | fit
       if dataset.labels is None:
         labels = judged['train'].labels
         fit |= silhouette(found.points['train'], labels, own)
@@ -235,6 +238,7 @@ def _run(config, dataset, path, seconds):
           losses=workdir.read_log(path, phase=stage, seed=seed),
           histories=history,
           views=findings.views(config, dataset.images),
+          reliability=sureness,
           score_name=next(reversed(fit), ''),
         )
         sections = page.draw(shown, path / 'figures')

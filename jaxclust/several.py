@@ -24,6 +24,7 @@ from jaxclust import (
   model,
   pipeline,
   records,
+  reliability,
   storage,
   tables,
   workdir,
@@ -137,18 +138,23 @@ def _committee(config, runs, dataset, path, seconds):
     found = _criteria(runs, dataset, members, labels, points['train'])
   scores, votes = answers.vote(dataset, labels, rows, len(own.centers), found)
   own = pipeline.spread(own, points['train'], seconds)
+  with timed(seconds, 'confidence'):
+    own, sureness = reliability.calibrate(own, points['train'])
   with timed(seconds, 'score'):
     own, judged, found = answers.judge(dataset, own, points)
     if dataset.labels is None:
       labels = judged['train'].labels
       found['fit'] = pipeline.silhouette(points['train'], labels, own)
+    found['fit'] = reliability.told(sureness) | found.get('fit', {})
     arrays = answers.arrays_of(own, judged, points)
   storage.save(path, own)
   workdir.write_arrays(path, 'assignments.npz', **arrays, **votes)
   with timed(seconds, 'figures'):
     places = maps.locate(points, config.embedding)
     tables.write(path, dataset, own, judged, places)
-    shown = findings.find(dataset, own, places, judged, found)
+    shown = findings.find(
+      dataset, own, places, judged, found, reliability=sureness
+    )
     sections = page.draw(shown, path / 'figures')
   return {**found, 'members': rows, 'vote': scores}, sections
 

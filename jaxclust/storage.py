@@ -40,8 +40,9 @@ def save(path: pathlib.Path, model: Model, seed: int = 0) -> None:
     _, parts['spread'] = model.clusters
   if model.manifold is not None:
     parts['manifold'] = model.manifold
-  if model.outliers is not None:
-    parts['outliers'] = model.outliers
+  for name in ('outliers', 'curve'):
+    if getattr(model, name) is not None:
+      parts[name] = getattr(model, name)
   recipe = json.dumps(model.recipe)
   arrays = _flatten(parts)
   workdir.write_arrays(
@@ -143,6 +144,8 @@ def _parse(arrays):
     like['clusters'] = ALGORITHMS[clusterer].like(num_features, options)
   if 'outliers' in arrays:
     like['outliers'] = _shape(*arrays['outliers'].shape[:1])
+  if 'curve' in arrays:
+    like['curve'] = _shape(2, arrays['curve'].shape[1])
   model = assemble(recipe, **_fill(like, arrays))
   if model.assigner is None:
     raise ValueError('nothing in it assigns images')

@@ -35,7 +35,7 @@ ORDER = [
   ('', 'encoding metrics workdir signals runtime'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board fonts figures maps explorer page'),
-  ('', 'phases model storage selection answers criteria'),
+  ('', 'phases model storage selection reliability answers criteria'),
   ('estimators', 'base kmeans minibatch mixture autoencoder'),
   ('', 'tables findings pipeline'),
   ('benchmark', 'contest torch_peer keras_peer peers clusters network'),

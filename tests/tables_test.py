@@ -25,7 +25,9 @@ COLUMNS = 'file split cluster name second confidence outlier distance class x y'
 def found_in(count):
   values = np.arange(count, dtype=np.float32) / 3
   labels = np.arange(count, dtype=np.int32) % 3
-  return Assignment(labels, (labels + 1) % 3, values, -values, 2 * values)
+  return Assignment(
+    labels, (labels + 1) % 3, values, -values, 2 * values, values
+  )
 
 
 def write(path, judged, dataset, places=None, names=()):

@@ -18,13 +18,17 @@ class Assignment(NamedTuple):
 
   labels: np.ndarray  # [N] int32
   second: np.ndarray  # [N] int32, the next best; the same if K is 1
-  # The largest responsibility of a mixture. k-means has no probabilities: it is
-  # 1 - a / b for the distances a and b from the nearest and the second nearest
-  # center, 1 at a center and 0 halfway between two.
+  # The largest responsibility of a mixture, unless a model has calibrated it.
+  # k-means has no probabilities: it is 1 - a / b for the distances a and b from
+  # the nearest and the second nearest center, 1 at a center and 0 halfway
+  # between two.
   confidence: np.ndarray  # [N] in [0, 1]
   # The surprise -log p(x) of a mixture, else the distance.
   outlier_score: np.ndarray  # [N] higher is stranger
   distance: np.ndarray  # [N] to the center or mean of the cluster
+  # How far the cluster is ahead of the next best: the logarithm of the ratio of
+  # their shares, or of the distances from their centers.
+  margin: np.ndarray  # [N] at least 0
 
 
 class Assigner(NamedTuple):
@@ -42,12 +46,14 @@ def _assign_to_centers(metric: str, centers: Any, x: jax.Array) -> Assignment:
   distances = np.asarray(kmeans.transform(centers, x, metric=metric))
   nearest, second = _of_each(distances, labels), _next_best(-distances, labels)
   if len(centers) == 1:
-    return Assignment(labels, second, np.ones_like(nearest), nearest, nearest)
+    one = np.ones_like(nearest)
+    return Assignment(labels, second, one, nearest, nearest, 0 * one)
   farther = _of_each(distances, second)
   ratio = np.ones_like(nearest)  # between two centers that are equal
   np.divide(nearest, farther, out=ratio, where=farther > 0)
   confidence = np.maximum(1 - ratio, 0)  # a tie may be decided by rounding
-  return Assignment(labels, second, confidence, nearest, nearest)
+  margin = _log_ratio(farther, nearest)
+  return Assignment(labels, second, confidence, nearest, nearest, margin)
 
 
 def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
@@ -63,11 +69,24 @@ def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
   def assign(clusters, x):
     shares = np.asarray(probabilities(clusters, x))
     labels = shares.argmax(axis=1).astype(np.int32)
-    second = _next_best(shares, labels)
     distance = _of_each(kmeans.transform(centers(clusters), x), labels)
-    return Assignment(labels, second, shares.max(axis=1), distance, distance)
+    second, share, margin = _compare(shares, labels)
+    return Assignment(labels, second, share, distance, distance, margin)
 
   return Assigner(predict, assign, centers, probabilities)
+
+
+def _compare(shares, labels):
+  """The next best clusters of points, the shares of their own, and margins."""
+  second, share = _next_best(shares, labels), shares.max(axis=1)
+  return second, share, _log_ratio(share, _of_each(shares, second))
+
+
+def _log_ratio(larger, smaller):
+  """Logarithms of ratios, at least 0, as large as float32 tells."""
+  least = np.finfo(np.float32).tiny
+  ratio = np.log(np.maximum(larger, least)) - np.log(np.maximum(smaller, least))
+  return np.maximum(ratio, 0)
 
 
 def _of_each(values, labels):
@@ -86,10 +105,10 @@ def _next_best(values, labels):
 def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
   labels = np.asarray(gmm.predict(params, x))
   shares = np.asarray(gmm.responsibilities(params, x))
-  second = _next_best(shares, labels)
   distance = _of_each(kmeans.transform(params.means, x), labels)
   surprise = np.asarray(gmm.outlier_score(params, x))
-  return Assignment(labels, second, shares.max(axis=1), surprise, distance)
+  second, share, margin = _compare(shares, labels)
+  return Assignment(labels, second, share, surprise, distance, margin)
 
 
 def nearest_center(metric: str) -> Assigner:
@@ -113,6 +132,7 @@ MIXTURE = Assigner(
 class Clusterer(NamedTuple):
   """What an experiment has to know of an algorithm."""
 
+  fit: Callable  # (key, x, **options) -> result
   start: Callable  # (key, x, **options) -> Solution
   run: Callable  # (state, x, num_steps, **options) -> Solution, objectives
   best: Callable  # Solution -> result
@@ -141,6 +161,7 @@ def _like_gmm(num_features, options):
 
 ALGORITHMS = {
   'kmeans': Clusterer(
+    fit=kmeans.fit,
     start=kmeans.start,
     run=kmeans.run,
     best=kmeans.best,
@@ -156,6 +177,7 @@ ALGORITHMS = {
     criteria=lambda centers, x: {},
   ),
   'gmm': Clusterer(
+    fit=gmm.fit,
     start=gmm.start,
     run=gmm.run,
     best=gmm.best,

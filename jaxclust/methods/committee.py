@@ -42,7 +42,7 @@ def committee(methods: tuple[Method, ...]) -> Method:
     pairs = zip(methods, params['members'], strict=True)
     return jnp.concatenate([m.embed(own, pixels) for m, own in pairs], axis=1)
 
-  def probabilities(params, x):
+  def opinions(params, x):
     parts = jnp.split(x, cuts[:-1], axis=1)
     votes = [
       method.assigner.predict(method.clusters(own), part)
@@ -50,10 +50,15 @@ def committee(methods: tuple[Method, ...]) -> Method:
         methods, params['members'], parts, strict=True
       )
     ]
+    return jnp.stack(votes)
+
+  def probabilities(params, x):
     names, weights = params['names'], params['weights']
     return sum(
       weight * jax.nn.one_hot(own[vote], names.shape[1])
-      for weight, own, vote in zip(weights, names, votes, strict=True)
+      for weight, own, vote in zip(
+        weights, names, opinions(params, x), strict=True
+      )
     )
 
   def centers(params):
@@ -69,6 +74,7 @@ def committee(methods: tuple[Method, ...]) -> Method:
     code_size=int(cuts[-1]),
     assigner=by_shares(probabilities, centers),
     clusters=lambda params: params,
+    opinions=opinions,
   )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclust.algorithms.assignment import Assigner, by_shares
@@ -129,6 +130,16 @@ def clusters(params: Any) -> dict:
   choice = params['choice'].astype(jnp.int32)
   own = jax.tree.map(lambda a: a[choice], params['heads'])
   return {'head': own, 'centers': params['centers']}
+
+
+def opinions(head: nn.Module, params: Any, x: jax.Array) -> jax.Array:
+  """Clusters `[G - 1, N]` of embeddings `[N, D]` by the heads that do not
+  answer."""
+  found = lax.map(
+    lambda own: head.apply(own, x).argmax(axis=1), params['heads']
+  )
+  others = np.arange(len(found)) != int(params['choice'])
+  return found[np.flatnonzero(others)]
 
 
 def assigner_of(head: nn.Module) -> Assigner:

@@ -176,5 +176,6 @@ def _method(
     complain=functools.partial(heads.complain, balance=balance),
     assigner=heads.assigner_of(head),
     clusters=heads.clusters,
+    opinions=functools.partial(heads.opinions, head),
     check=check,
   )

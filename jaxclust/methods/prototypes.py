@@ -115,6 +115,7 @@ def prototypes(
     complain=functools.partial(_complain, parts),
     assigner=heads.assigner_of(head),
     clusters=heads.clusters,
+    opinions=functools.partial(heads.opinions, head),
     check=functools.partial(_check, parts),
   )
 

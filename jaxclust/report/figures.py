@@ -151,6 +151,20 @@ def sizes(
 
 
 @_chart
+def reliability(
+  path: Path, confidence: np.ndarray, kept: np.ndarray, count: np.ndarray
+) -> Path:
+  """Draws the share of images that keep their cluster over their confidence, of
+  bins `[B]` with a number of images."""
+  axes = _axes(3.6, 3.2, xlabel='confidence', ylabel='kept in others')
+  axes.plot([0, 1], [0, 1], color='0.6', linewidth=1)
+  axes.plot(confidence, kept, color='C0', linewidth=1)
+  axes.scatter(confidence, kept, 5 + 95 * count / count.max(), color='C0')
+  axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+  return _save(axes.figure, path)
+
+
+@_chart
 def convergence(path: Path, histories: np.ndarray, score: str) -> Path:
   """Draws the score of each restart after each step from histories `[S, R]` of
   S steps and R restarts; a restart that has stopped repeats its last score."""

@@ -41,6 +41,7 @@ class Findings(NamedTuple):
   reconstruct: Callable | None = None  # images [n, H, W, C] -> the same
   histories: np.ndarray = np.empty((0, 0))  # [S, R] scores of all restarts
   score_name: str = ''  # name of the score in histories
+  reliability: tuple | None = None  # of `reliability.calibrate`
 
 
 class Section(NamedTuple):
@@ -79,14 +80,7 @@ def _sections(findings, folder) -> Iterator[Section]:
     yield _map(findings, folder)
   if findings.scores:
     yield _agreement(findings, folder)
-  chart = figures.sizes(
-    folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
-  )
-  yield Section(
-    'Sizes and confidence',
-    'The number of images in each cluster, and the confidence of all images.',
-    charts=[(chart, 'sizes of the clusters, and a histogram of confidence')],
-  )
+  yield _confidence(findings, folder, num_clusters)
   if findings.reconstruct is not None:
     yield _reconstructions(findings, folder)
   if len(findings.views):
@@ -118,6 +112,25 @@ def _sections(findings, folder) -> Iterator[Section]:
       'The score of each restart after each of its steps.',
       charts=[(chart, 'score of each restart after each step')],
     )
+
+
+def _confidence(findings, folder, num_clusters):
+  chart = figures.sizes(
+    folder / 'sizes.png', findings.labels, findings.confidence, num_clusters
+  )
+  charts = [(chart, 'sizes of the clusters, and a histogram of confidence')]
+  text = 'The number of images in each cluster, and the confidence of all.'
+  if findings.reliability is not None:
+    path = folder / 'reliability.png'
+    chart = figures.reliability(path, *findings.reliability)
+    charts.append((chart, 'confidence, and what is kept of such images'))
+    text += (
+      ' Confidence is the share of images like one that keep their cluster in '
+      'other clusterings: by other heads or members, or of images drawn anew. '
+      'The curve is of images that did not shape it, and on the line if '
+      'confidence is right.'
+    )
+  return Section('Sizes and confidence', text, charts=charts)
 
 
 def _reconstructions(findings, folder):
