@@ -1,6 +1,12 @@
 """Clustering of images by learned representation, in JAX."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what the names below are, for checkers and editors
+  from jaxclust.algorithms import gmm, kmeans
+  from jaxclust.runtime import keep_programs
+  from jaxclust.storage import load
 
 # Public name -> where it is.
 _PLACES = {
@@ -10,7 +16,7 @@ _PLACES = {
   'load': 'jaxclust.storage:load',
 }
 
-__all__ = [*_PLACES]
+__all__ = ['gmm', 'keep_programs', 'kmeans', 'load']
 
 
 def __getattr__(name):

@@ -8,7 +8,7 @@ import functools
 import os
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,9 @@ from jaxclust.rows import (
 )
 
 METRICS = 'euclidean', 'cosine'
+
+_Args = ParamSpec('_Args')
+_Found = TypeVar('_Found')
 
 # Smallest number of rows, and of clusters, after padding.
 _LEAST_ROWS, LEAST_GROUPS = 256, 8
@@ -324,7 +327,7 @@ def weighted_sum(sample_weight: Any, values: jax.Array) -> jax.Array:
   return dot(weight, values)
 
 
-def on_any_mesh(fn: Callable) -> Callable:
+def on_any_mesh(fn: Callable[_Args, _Found]) -> Callable[_Args, _Found]:
   """Lets a function take arrays whose mesh has Explicit axes.
 
   The function itself sees Auto axes, and what it returns lies on the Explicit

@@ -35,20 +35,20 @@ class Reliability(NamedTuple):
 
   confidence: np.ndarray  # [B] mean of each bin that has images, rising
   kept: np.ndarray  # [B] share of images that keep their cluster
-  count: np.ndarray  # [B] images
+  sizes: np.ndarray  # [B] images
 
   @property
   def error(self) -> float:
     """The mean distance of confidence from what is kept."""
     gap = np.abs(self.confidence - self.kept)
-    return float(np.average(gap, weights=self.count))
+    return float(np.average(gap, weights=self.sizes))
 
 
 def told(found: Reliability | None) -> dict:
   """What a summary tells of it."""
   if found is None:
     return {}
-  kept = float(np.average(found.kept, weights=found.count))
+  kept = float(np.average(found.kept, weights=found.sizes))
   return {'kept': kept, 'confidence_error': found.error}
 
 

@@ -59,7 +59,7 @@ def test_bins_are_means_of_images():
   found = reliability.in_bins(np.array([0.1, 0.15, 1.0]), np.array([0, 1, 1]))
   np.testing.assert_allclose(found.confidence, [0.125, 1])
   np.testing.assert_allclose(found.kept, [0.5, 1])
-  np.testing.assert_array_equal(found.count, [2, 1])
+  np.testing.assert_array_equal(found.sizes, [2, 1])
   assert found.error == pytest.approx(2 / 3 * 0.375)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxclust import checks
 from jaxclust.algorithms import em
@@ -35,21 +36,21 @@ _LEAST_SAMPLES, _SHARED_SAMPLES = 128, 2**14
 
 
 def log_prob(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+  params: GMMParams, x: ArrayLike, *, block_size: int | None = None
 ) -> jax.Array:
   """Log-densities `[N]` of points `[N, D]`."""
   return _apply(_log_prob_block, params, x, block_size)
 
 
 def outlier_score(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+  params: GMMParams, x: ArrayLike, *, block_size: int | None = None
 ) -> jax.Array:
   """Surprises `-log p(x)` `[N]` of points `[N, D]`: higher is stranger."""
   return -log_prob(params, x, block_size=block_size)
 
 
 def responsibilities(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+  params: GMMParams, x: ArrayLike, *, block_size: int | None = None
 ) -> jax.Array:
   """Probabilities `[N, K]` of the components given each point of `[N, D]`."""
   shares = _apply(_responsibilities_block, params, x, block_size)
@@ -57,7 +58,7 @@ def responsibilities(
 
 
 def predict(
-  params: GMMParams, x: jax.Array, *, block_size: int | None = None
+  params: GMMParams, x: ArrayLike, *, block_size: int | None = None
 ) -> jax.Array:
   """Labels `[N]` int32 of the likeliest component of each point of `[N, D]`."""
   return _apply(_label_block, params, x, block_size)
@@ -104,7 +105,7 @@ def _draw(key, params, num_samples):
 
 
 def bic(
-  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+  params: GMMParams, x: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> jax.Array:
   """Bayesian information criterion of the points `[N, D]`; lower is better."""
   weight = weighted_sum(sample_weight, np.ones(len(x), np.float32))
@@ -113,7 +114,7 @@ def bic(
 
 
 def aic(
-  params: GMMParams, x: jax.Array, sample_weight: jax.Array | None = None
+  params: GMMParams, x: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> jax.Array:
   """Akaike information criterion of the points `[N, D]`; lower is better."""
   total = weighted_sum(sample_weight, log_prob(params, x))

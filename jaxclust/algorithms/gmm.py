@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclust import checks
 from jaxclust.algorithms import em, lloyd, runs, seeding, solver
 from jaxclust.algorithms.covariances import FAMILIES, identity
-from jaxclust.algorithms.densities import (  # noqa: F401, names of this module
+from jaxclust.algorithms.densities import (
   aic,
   bic,
   log_prob,
@@ -43,6 +44,29 @@ from jaxclust.errors import InputError
 from jaxclust.inputs import on_any_mesh, padded_groups, prepare
 from jaxclust.programs import compiled
 from jaxclust.rows import reduce_rows
+
+__all__ = [
+  'GMMParams',
+  'GMMResult',
+  'aic',
+  'best',
+  'bic',
+  'check',
+  'fit',
+  'in_units',
+  'log_prob',
+  'num_parameters',
+  'outlier_score',
+  'predict',
+  'responsibilities',
+  'run',
+  'sample',
+  'sample_with_labels',
+  'start',
+  'suited_family',
+  'update',
+  'warn',
+]
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=100, tol=1e-3)
@@ -72,7 +96,7 @@ class GMMResult(NamedTuple):
 @on_any_mesh
 def fit(
   key: jax.Array,
-  x: jax.Array,
+  x: ArrayLike,
   *,
   num_components: int,
   covariance: str = 'full',
@@ -81,7 +105,7 @@ def fit(
   max_steps: int = 100,
   tol: float = 1e-3,
   reg: float = 1e-6,
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> GMMResult:
   """Fits a mixture by EM, from several starts, and keeps the likeliest.
@@ -125,14 +149,14 @@ def fit(
 @on_any_mesh
 def start(
   key: jax.Array,
-  x: jax.Array,
+  x: ArrayLike,
   *,
   num_components: int,
   covariance: str = 'full',
   num_restarts: int = 1,
   init: Any = 'k-means',
   reg: float = 1e-6,
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> Solution:
   """Starts R runs and makes their first E-step; arguments as for `fit`."""
@@ -255,7 +279,7 @@ def in_units(state: Solution, log_likelihoods: jax.Array) -> jax.Array:
   return log_likelihoods - num_features * lib.log(state.frame.scale)
 
 
-def warn(result: GMMResult, sample_weight: jax.Array | None = None) -> None:
+def warn(result: GMMResult, sample_weight: ArrayLike | None = None) -> None:
   """Warns of what a concrete result of weights `[N]` falls short of."""
   if checks.is_traced(result):
     return

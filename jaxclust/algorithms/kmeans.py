@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclust import checks
 from jaxclust.algorithms import minibatches, runs, seeding, solver, tiles
 from jaxclust.algorithms.lloyd import LLOYD, Sums, pad
-from jaxclust.algorithms.prediction import (  # noqa: F401, names of this module
+from jaxclust.algorithms.prediction import (
   predict,
   score,
   transform,
@@ -40,6 +41,25 @@ from jaxclust.inputs import (
   on_any_mesh,
   prepare,
 )
+
+__all__ = [
+  'KMeansResult',
+  'best',
+  'centers_of_runs',
+  'check',
+  'fit',
+  'fit_minibatch',
+  'in_units',
+  'keep_best',
+  'predict',
+  'resume',
+  'run',
+  'score',
+  'start',
+  'transform',
+  'update',
+  'warn',
+]
 
 # Steps and mini-batches of a state from `start`.
 run = functools.partial(runs.run, max_steps=300, tol=1e-4)
@@ -68,7 +88,7 @@ class KMeansResult(NamedTuple):
 @on_any_mesh
 def fit(
   key: jax.Array,
-  x: jax.Array,
+  x: ArrayLike,
   *,
   num_clusters: int,
   num_restarts: int = 10,
@@ -77,7 +97,7 @@ def fit(
   max_steps: int = 300,
   tol: float = 1e-4,
   precision: str = 'highest',
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> KMeansResult:
   """Clusters points by k-means, from several starts, and keeps the best.
@@ -133,7 +153,7 @@ def fit(
 @on_any_mesh
 def fit_minibatch(
   key: jax.Array,
-  x: jax.Array,
+  x: ArrayLike,
   *,
   num_clusters: int,
   batch_size: int = 1024,
@@ -144,7 +164,7 @@ def fit_minibatch(
   tol: float = 0.0,
   patience: int | None = None,
   sample_size: int | None = None,
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> KMeansResult:
   """Clusters points by steps on small random mini-batches (Sculley 2010).
@@ -195,13 +215,13 @@ def fit_minibatch(
 @on_any_mesh
 def start(
   key: jax.Array,
-  x: jax.Array,
+  x: ArrayLike,
   *,
   num_clusters: int,
   num_restarts: int = 10,
   init: Any = 'k-means++',
   metric: str = 'euclidean',
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> Solution:
   """Seeds R runs and assigns the points once; arguments as for `fit`."""

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclust import checks
 from jaxclust.algorithms.distances import squared_distances
@@ -30,8 +31,8 @@ from jaxclust.rows import map_rows, reduce_rows
 
 @on_any_mesh
 def predict(
-  centers: jax.Array,
-  x: jax.Array,
+  centers: ArrayLike,
+  x: ArrayLike,
   *,
   metric: str = 'euclidean',
   block_size: int | None = None,
@@ -50,8 +51,8 @@ def predict(
 
 @on_any_mesh
 def transform(
-  centers: jax.Array,
-  x: jax.Array,
+  centers: ArrayLike,
+  x: ArrayLike,
   *,
   metric: str = 'euclidean',
   block_size: int | None = None,
@@ -68,9 +69,9 @@ def transform(
 
 @on_any_mesh
 def score(
-  centers: jax.Array,
-  x: jax.Array,
-  sample_weight: jax.Array | None = None,
+  centers: ArrayLike,
+  x: ArrayLike,
+  sample_weight: ArrayLike | None = None,
   *,
   metric: str = 'euclidean',
   block_size: int | None = None,

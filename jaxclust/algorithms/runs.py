@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclust import checks, programs
 from jaxclust.algorithms import lloyd, seeding, solver
@@ -94,13 +95,13 @@ def first_step(state: Solution, rows: Rows, reg: float = 0.0) -> Solution:
 @on_any_mesh
 def run(
   state: Solution,
-  x: jax.Array,
+  x: ArrayLike,
   num_steps: int | None = None,
   *,
   max_steps: int,
   tol: float,
   reg: float = 1e-6,
-  sample_weight: jax.Array | None = None,
+  sample_weight: ArrayLike | None = None,
   block_size: int | None = None,
 ) -> tuple[Solution, jax.Array]:
   """Makes further steps of every run that has not ended.
@@ -132,8 +133,8 @@ def run(
 @on_any_mesh
 def update(
   state: Solution,
-  x: jax.Array,
-  sample_weight: jax.Array | None = None,
+  x: ArrayLike,
+  sample_weight: ArrayLike | None = None,
   *,
   decay: float,
   reg: float = 1e-6,

@@ -11,11 +11,14 @@ the functions return the same with that key. For None or a RandomState, a key is
 drawn.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxclust.estimators.kmeans import KMeans
 from jaxclust.estimators.minibatch import MiniBatchKMeans
 from jaxclust.estimators.mixture import GaussianMixture
+
+if TYPE_CHECKING:
+  from jaxclust.estimators.autoencoder import ConvAutoencoder
 
 __all__ = ['ConvAutoencoder', 'GaussianMixture', 'KMeans', 'MiniBatchKMeans']
 

@@ -5,7 +5,7 @@ Axes: N rows, D features, H height, W width, C channels, F numbers of a code.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class ConvAutoencoder(
   learning_rate: float = 1e-3
   random_state: Any = None
 
-  def fit(self, X, y=None):
+  def fit(self, X: Any, y: Any = None) -> Self:
     """Trains the network on rows `[N, D]`."""
     x = self._read(X)
     check_values(place(x))
@@ -94,11 +94,11 @@ class ConvAutoencoder(
     self.loss_curve_ = losses
     return self
 
-  def transform(self, X):
+  def transform(self, X: Any) -> np.ndarray:
     """Codes `[N, F]` of rows `[N, D]`."""
     return np.asarray(self._apply(encoding.embed, self._images(X)))
 
-  def inverse_transform(self, X):
+  def inverse_transform(self, X: Any) -> np.ndarray:
     """Rows `[N, D]` decoded from codes `[N, F]`."""
     check_is_fitted(self)
     codes = check_array(X, dtype=np.float32, input_name='X')
@@ -111,7 +111,7 @@ class ConvAutoencoder(
     rows = np.asarray(images).reshape(len(codes), -1)
     return self.data_min_ + rows * self.data_range_
 
-  def score(self, X, y=None):
+  def score(self, X: Any, y: Any = None) -> float:
     """The negative mean squared error of reconstructions of rows `[N, D]`."""
     errors = self._apply(encoding.errors, self._images(X))
     return -float(errors.mean()) * self.data_range_**2

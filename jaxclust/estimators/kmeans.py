@@ -4,7 +4,7 @@ Axes: N rows, D features, K clusters, R starts.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import (
@@ -68,15 +68,15 @@ class KMeansMixin(
     ]
     return np.stack([checks.as_real('init', start) for start in starts])
 
-  def predict(self, X):
+  def predict(self, X: Any) -> np.ndarray:
     """Labels `[N]` of rows `[N, D]`."""
     return np.asarray(self._apply(kmeans.predict, X))
 
-  def transform(self, X):
+  def transform(self, X: Any) -> np.ndarray:
     """Distances `[N, K]` of rows `[N, D]` from the centers."""
     return np.asarray(self._apply(kmeans.transform, X), self._dtype)
 
-  def score(self, X, y=None, sample_weight=None):
+  def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
     """The negative inertia of rows `[N, D]`."""
     return float(self._apply(kmeans.score, X, sample_weight))
 
@@ -137,7 +137,7 @@ class KMeans(KMeansMixin, BaseEstimator):
 
   _num_drawn = 10
 
-  def fit(self, X, y=None, sample_weight=None):
+  def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
     """Clusters rows `[N, D]` of weights `[N]`."""
     checks.check_choice('algorithm', self.algorithm, ('lloyd', 'elkan'))
     x = self._first_rows(X, sample_weight)

@@ -5,7 +5,7 @@ Axes: N rows, D features, K clusters, B rows of a mini-batch.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -79,7 +79,7 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
 
   _num_drawn = 3
 
-  def fit(self, X, y=None, sample_weight=None):
+  def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
     """Clusters rows `[N, D]` of weights `[N]`."""
     x = self._first_rows(X, sample_weight)
     init, num_restarts = self._starts(x)
@@ -108,7 +108,9 @@ class MiniBatchKMeans(KMeansMixin, BaseEstimator):
       print(f'Converged ({self._ends()}) at step {self.n_steps_}')
     return self._keep(result, x)
 
-  def partial_fit(self, X, y=None, sample_weight=None):
+  def partial_fit(
+    self, X: Any, y: Any = None, sample_weight: Any = None
+  ) -> Self:
     """Takes further rows `[N, D]` of weights `[N]` into account, as one batch.
 
     The first ones, unless there was a fit, are those that starts are from.

@@ -4,7 +4,7 @@ Axes: N rows, D features, K components, R starts.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
   verbose: int = 0
   verbose_interval: int = 10
 
-  def fit(self, X, y=None, sample_weight=None):
+  def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
     """Fits rows `[N, D]` of weights `[N]`."""
     x = self._read_centered(X, sample_weight)
     with words_of_sklearn(init='means_init'):
@@ -203,35 +203,37 @@ class GaussianMixture(ReadMixin, DensityMixin, BaseEstimator):
       raise InputError(f'{name} has values that are NaN or infinite')
     return array
 
-  def fit_predict(self, X, y=None, sample_weight=None):
+  def fit_predict(
+    self, X: Any, y: Any = None, sample_weight: Any = None
+  ) -> np.ndarray:
     """Fits rows `[N, D]` and labels them."""
     return self.fit(X, sample_weight=sample_weight).predict(X)
 
-  def predict(self, X):
+  def predict(self, X: Any) -> np.ndarray:
     """Labels `[N]` of the likeliest components."""
     return np.asarray(self._apply(gmm.predict, X))
 
-  def predict_proba(self, X):
+  def predict_proba(self, X: Any) -> np.ndarray:
     """Probabilities `[N, K]` of the components given each row."""
     return np.asarray(self._apply(gmm.responsibilities, X), self._dtype)
 
-  def score_samples(self, X):
+  def score_samples(self, X: Any) -> np.ndarray:
     """Log-densities `[N]` of rows `[N, D]`."""
     return np.asarray(self._apply(gmm.log_prob, X), self._dtype)
 
-  def score(self, X, y=None):
+  def score(self, X: Any, y: Any = None) -> float:
     """The mean log-density of rows `[N, D]`."""
     return float(self.score_samples(X).mean())
 
-  def bic(self, X, sample_weight=None):
+  def bic(self, X: Any, sample_weight: Any = None) -> float:
     """Bayesian information criterion of rows `[N, D]`; lower is better."""
     return float(self._apply(gmm.bic, X, sample_weight))
 
-  def aic(self, X, sample_weight=None):
+  def aic(self, X: Any, sample_weight: Any = None) -> float:
     """Akaike information criterion of rows `[N, D]`; lower is better."""
     return float(self._apply(gmm.aic, X, sample_weight))
 
-  def sample(self, n_samples=1):
+  def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Draws rows `[n_samples, D]`, and the components they are from."""
     check_is_fitted(self)
     with words_of_sklearn():
