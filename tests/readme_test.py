@@ -1,5 +1,6 @@
 """The README and the docs: examples run, and what they name exists."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -32,6 +33,22 @@ def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch, finished):
   for example in re.findall(r'```python\n(.*?)```', PAGES[name], re.DOTALL):
     if 'jaxclust' in example or 'runs/' in example:
       exec(compile(example, name, 'exec'), {})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('light_compiler')
+def test_the_notebook_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('MPLBACKEND', 'agg')
+  notebook = json.loads((ROOT / 'docs' / 'notebook.ipynb').read_text())
+  names = {}
+  for number, cell in enumerate(notebook['cells']):
+    if cell['cell_type'] == 'code':
+      assert cell['outputs'] == []
+      code = ''.join(cell['source'])
+      exec(compile(code, f'cell {number}', 'exec'), names)
+  assert names['found'].labels.shape == (5,)
+  assert (tmp_path / 'runs' / 'digits' / 'report.html').exists()
 
 
 def follow(page):
