@@ -398,6 +398,38 @@ def test_a_person_selects_names_and_saves_images(files, tmp_path):
     assert count.inner_text() == '23 of 60 shown'
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium')
+def test_a_person_draws_a_lasso_and_zooms(tmp_path):
+  with shown(tmp_path, 1200) as tab:
+    plot = tab.locator('#plot')
+    plot.scroll_into_view_if_needed()
+    tab.locator('.bk-tool-icon-lasso-select').first.click()
+    box = plot.bounding_box()
+    left, right = box['x'] + 5, box['x'] + 0.45 * box['width']
+    top, bottom = box['y'] + 36, box['y'] + box['height'] - 5
+    tab.mouse.move(left, top)
+    tab.mouse.down()
+    for place in ((right, top), (right, bottom), (left, bottom), (left, top)):
+      tab.mouse.move(*place, steps=8)
+    tab.mouse.up()
+    tab.wait_for_function('document.getElementById("number").textContent')
+    rows = csv.DictReader(io.StringIO(saved(tab, '#save')))
+    inside = np.isin(range(60), [int(row['file'][6:]) for row in rows])
+    x = findings().places['pca'][:, 0]
+    assert 10 < inside.sum() < 50
+    assert x[inside].max() < x[~inside].min()
+
+    width = """() => {
+      const {x_range} = Bokeh.documents[0].roots()[0];
+      return x_range.end - x_range.start;
+    }"""
+    before = tab.evaluate(width)
+    tab.mouse.move((left + right) / 2, (top + bottom) / 2)
+    tab.mouse.wheel(0, -300)
+    tab.wait_for_function(f'({width})() < {before}')
+
+
 def saved(tab, button):
   """The text that a button saves."""
   with tab.expect_download() as download:
