@@ -114,10 +114,13 @@ def _docstring(file):
 
 
 def listing() -> str:
-  """The configs by name, each with its line."""
-  lines = {n: _docstring(_find(n)).partition('\n')[0] for n in files()}
-  width = max(map(len, lines), default=0)
-  return '\n'.join(f'{n:{width}}  {text}' for n, text in lines.items())
+  """The configs by name, each with its line; those that commands have of their
+  own come last."""
+  texts = {n: _docstring(_find(n)).partition('\n')[0] for n in files()}
+  width = max(map(len, texts), default=0)
+  lines = {n: f'{n:{width}}  {text}' for n, text in texts.items()}
+  own = [lines.pop(n) for n in COMMANDS if n in lines]
+  return '\n'.join([*lines.values(), '', 'Commands of their own:', *own])
 
 
 # Name -> what it does, what it is given, and the options it takes.

@@ -82,6 +82,11 @@ def load(path: str | pathlib.Path, seed: int = 0) -> Model:
   check_count('seed', seed, low=0)
   path = as_path(path)
   file = path / file_of(seed)
+  if not (workdir.is_finished(path) or (path / 'config.json').exists()):
+    raise InputError(
+      f'{path} holds no run: name the directory of one, as '
+      'runs/autoencoder-gmm-digits-...'
+    )
   if not workdir.is_finished(path):
     raise InputError(
       f'the run in {path} is not finished: run its command with '

@@ -142,7 +142,12 @@ def test_where_there_are_no_configs_none_is_suggested(
 
 def test_the_list_names_each_config_with_a_line(capsys):
   lines = told(capsys, 'list').splitlines()
-  assert [line.split()[0] for line in lines] == NAMES
+  cut = lines.index('Commands of their own:')
+  to_run, commanded = lines[: cut - 1], lines[cut + 1 :]
+  assert lines[cut - 1] == ''
+  assert all(line.split()[0] in commands.COMMANDS for line in commanded)
+  lines = to_run + commanded
+  assert sorted(line.split()[0] for line in lines) == NAMES
   assert all(
     len(line) <= 100 and line.endswith(('.', '?', 's.')) for line in lines
   )

@@ -209,7 +209,7 @@ KMEANS = '--config=configs/kmeans.py:digits'
     ),
     (
       ['--config=configs/predict.py:digits', '--config.run=tests'],
-      'tests is not finished',
+      'tests holds no run: name the directory of one',
     ),
   ],
 )
