@@ -214,8 +214,8 @@ def check_digits(x: np.ndarray, dtype: Any) -> None:
 
 
 def check_largest(x: Any, largest: float, dtype: Any) -> None:
-  """Checks the largest magnitude in x `[N, D]`, NaN if any value is; x itself
-  is read only to name the first value that is not finite."""
+  """Checks the largest magnitude in x `[N, D]`, not finite if any value is not;
+  x itself is read only to name the first of those."""
   if not np.isfinite(largest):
     total, first = 0, None
     for start in range(0, len(x), _ROWS_OF_A_LOOK):

@@ -7,8 +7,10 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import itertools
 import os
 import pathlib
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -180,11 +182,11 @@ _FLAGS = {
   'out': 'workdir',
 }
 
-# How flags of the launcher that an error names are typed after a command.
+# Flags of the launcher that an error names, and how a command has them.
 _TYPED = {
-  '--workdir=': '--out ',
-  '--config.data.name=': '--data ',
-  '--config.data.size=(H, W)': '--size H W',
+  r'--workdir=': '--out ',
+  r'--config\.data\.name=': '--data ',
+  r'--config\.data\.size=\((\w+), (\w+)\)': r'--size \1 \2',
 }
 
 # How often what a command is given may be repeated.
@@ -293,11 +295,17 @@ def as_typed(text: str, words: Sequence[str]) -> str:
   >>> as_typed('name another with --workdir=DIR', ['jaxclust', 'run', 'gmm'])
   'name another with --out DIR'
   """
-  if not COMMANDS.keys() & set(words):
+  words = itertools.dropwhile(_is_program, words)
+  if next(words, None) not in COMMANDS:
     return text
   for flag, typed in _TYPED.items():
-    text = text.replace(flag, typed)
+    text = re.sub(flag, typed, text)
   return text
+
+
+def _is_program(word):
+  name = os.path.basename(word)
+  return name in ('python', '-m', 'jaxclust') or name.endswith('.py')
 
 
 def _counts(name, count):

@@ -27,7 +27,7 @@ def host_bytes() -> int:
 
 def device_bytes() -> float:
   """Memory of a device; devices that are cores of a CPU share the host's."""
-  devices = jax.devices()
+  devices = jax.local_devices()
   stats = devices[0].memory_stats()
   if stats is not None:
     return stats['bytes_limit']

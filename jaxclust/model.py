@@ -168,7 +168,10 @@ class Model(NamedTuple):
 
   def judge(self, x: jax.Array) -> Assignment:
     """The assignment of points `[N, D]`, on the host."""
-    found = self.assigner.assign(self.clusters, x)
+    return self.calibrated(self.assigner.assign(self.clusters, x))
+
+  def calibrated(self, found: Assignment) -> Assignment:
+    """An assignment of points with the confidence that their margins have."""
     if self.curve is None:
       return found
     confidence = np.interp(found.margin, *self.curve).astype(np.float32)

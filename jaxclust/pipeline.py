@@ -211,15 +211,19 @@ def splits_of(dataset: Dataset) -> dict[str, np.ndarray]:
 def _run(config, dataset, path, seconds):
   """Fits, labels and scores for each seed."""
   seeds = range(config.seed, config.seed + config.num_seeds)
+  name = config.clusterer
   represented = represent(config, dataset, seeds, path, seconds)
   rows, sections, found_labels = [], [], []
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
     own = spread(own, found.points['train'], seconds)
-    with timed(seconds, 'confidence'):
-      own, sureness = reliability.calibrate(own, found.points['train'])
     with timed(seconds, 'score'):
       own, judged, scores = answers.judge(dataset, own, found.points)
+    with timed(seconds, 'confidence'):
+      own, judged, sureness = reliability.calibrate(
+        own, found.points['train'], judged
+      )
+    with timed(seconds, 'score'):
       scores['fit'] = fit = reliability.told(sureness) | fit
       if dataset.labels is None:
         labels = judged['train'].labels
@@ -239,7 +243,7 @@ def _run(config, dataset, path, seconds):
           histories=history,
           views=findings.views(config, dataset.images),
           reliability=sureness,
-          score_name=next(reversed(fit), ''),
+          score_name=ALGORITHMS[name].score if name else '',
         )
         sections = page.draw(shown, path / 'figures')
     rows.append({'seed': seed, **scores, **found.records})

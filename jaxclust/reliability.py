@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxclust.algorithms import consensus
-from jaxclust.algorithms.assignment import ALGORITHMS
+from jaxclust.algorithms.assignment import ALGORITHMS, Assignment
 from jaxclust.model import Model
 
 # Number of fits to images that are drawn anew, maximum images of each, and
@@ -52,18 +52,30 @@ def told(found: Reliability | None) -> dict:
   return {'kept': kept, 'confidence_error': found.error}
 
 
-def calibrate(own: Model, x: jax.Array) -> tuple[Model, Reliability | None]:
-  """The model whose confidence is calibrated on its points `[N, D]`, and how
-  well that holds; as it was, where no other clustering can be made."""
-  found = own.judge(x)
+def calibrate(
+  own: Model, x: jax.Array, judged: dict[str, Assignment]
+) -> tuple[Model, dict[str, Assignment], Reliability | None]:
+  """Calibrates confidence on the points `[N, D]` of the first split.
+
+  Args:
+    own: a model.
+    x: the points.
+    judged: its assignments of the points of each split.
+
+  Returns:
+    The model and the assignments with the new confidence, and how well that
+    holds; as they were, and None, where no other clustering can be made.
+  """
+  found = next(iter(judged.values()))
   others = _others(own, x)
   if not len(others) or len(x) < 2:
-    return own, None
+    return own, judged, None
   kept = kept_shares(found.labels, others, len(own.centers))
   shaped = fit_curve(found.margin[::2], kept[::2])
   tested = np.interp(found.margin[1::2], *shaped)
-  reliability = in_bins(tested, kept[1::2])
-  return own._replace(curve=fit_curve(found.margin, kept)), reliability
+  own = own._replace(curve=fit_curve(found.margin, kept))
+  judged = {split: own.calibrated(each) for split, each in judged.items()}
+  return own, judged, in_bins(tested, kept[1::2])
 
 
 def kept_shares(
@@ -107,7 +119,9 @@ def in_bins(confidence: np.ndarray, kept: np.ndarray) -> Reliability:
 def _others(own, x):
   """Labels `[A, N]` of points by other clusterings."""
   if not own.recipe['clusterer'] and own.method.opinions is not None:
-    return np.asarray(own.method.opinions(own.params, x))
+    found = np.asarray(own.method.opinions(own.params, x))
+    if len(found):
+      return found
   clusterer = ALGORITHMS[own.recipe['clusterer'] or 'kmeans']
   count = len(own.centers)
   options = own.recipe['clusterer_options'] or {clusterer.groups: count}

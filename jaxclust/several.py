@@ -138,10 +138,11 @@ def _committee(config, runs, dataset, path, seconds):
     found = _criteria(runs, dataset, members, labels, points['train'])
   scores, votes = answers.vote(dataset, labels, rows, len(own.centers), found)
   own = pipeline.spread(own, points['train'], seconds)
-  with timed(seconds, 'confidence'):
-    own, sureness = reliability.calibrate(own, points['train'])
   with timed(seconds, 'score'):
     own, judged, found = answers.judge(dataset, own, points)
+  with timed(seconds, 'confidence'):
+    own, judged, sureness = reliability.calibrate(own, points['train'], judged)
+  with timed(seconds, 'score'):
     if dataset.labels is None:
       labels = judged['train'].labels
       found['fit'] = pipeline.silhouette(points['train'], labels, own)

@@ -199,3 +199,19 @@ def test_errors_name_options_as_they_were_typed(tmp_path, capsys):
   flags = ['--config=kmeans:digits', f'--workdir={tmp_path}']
   assert launch.main(['launch.py', *flags]) == 2
   assert 'name another with --workdir=DIR' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('line', 'typed'),
+  [
+    ('jaxclust run gmm', True),
+    ('/usr/bin/jaxclust run gmm', True),
+    ('python -m jaxclust run gmm', True),
+    ('python launch.py run gmm', True),
+    ('python launch.py --config=gmm --workdir run', False),
+  ],
+)
+def test_words_are_told_from_flags(line, typed):
+  text = 'resize all with --config.data.size=(480, 640)'
+  expected = 'resize all with --size 480 640' if typed else text
+  assert commands.as_typed(text, line.split()) == expected

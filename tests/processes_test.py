@@ -64,6 +64,8 @@ def test_labels_of_all_rows_can_be_fetched(points, found):
   for own in found:
     labels = kmeans.predict(own['k-means centers'], points[0])
     np.testing.assert_array_equal(own['labels'], labels)
+  both = np.concatenate([own['own labels'] for own in found])
+  np.testing.assert_array_equal(both, labels)
 
 
 @pytest.mark.slow

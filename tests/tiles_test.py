@@ -10,13 +10,15 @@ import pytest
 
 from jaxclust import kmeans
 from jaxclust.algorithms import distances, tiles
+from jaxclust.algorithms.lloyd import LLOYD, Clusters
 from jaxclust.errors import InputError
 
 
 @pytest.fixture
 def with_tiles(monkeypatch):
   """Makes programs of tiles, which JAX interprets."""
-  monkeypatch.setattr(tiles, 'available', lambda: True)
+  monkeypatch.setattr(tiles, '_has_tensor_cores', lambda: True)
+  monkeypatch.setattr(tiles, 'on_cuda', lambda tiled, _, *args: tiled(*args))
   for name in ('nearest', 'sums'):
     interpreted = functools.partial(getattr(tiles, name), interpret=True)
     monkeypatch.setattr(tiles, name, interpreted)
@@ -78,8 +80,9 @@ def test_a_sum_of_one_row_keeps_every_digit():
   np.testing.assert_array_equal(found[0], x)
 
 
+@pytest.mark.parametrize('wide', [False, True])
 @pytest.mark.parametrize('precision', tiles.PRECISIONS)
-def test_a_gpu_can_have_them(precision):
+def test_a_gpu_can_have_them(precision, wide):
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   x, labels = f32((5000, 784)), jax.ShapeDtypeStruct((2, 5000), jnp.int32)
 
@@ -87,10 +90,49 @@ def test_a_gpu_can_have_them(precision):
     found = tiles.nearest(x, centers, lengths, precision)
     return found, tiles.sums(labels, 1000, x)
 
-  traced = jax.jit(both).trace(x, f32((2, 1000, 784)), f32((2, 1000)), labels)
-  lowered = traced.lower(lowering_platforms=('cuda',)).as_text()
+  with jax.enable_x64(wide):
+    lowered = lower(both, x, f32((2, 1000, 784)), f32((2, 1000)), labels)
   assert lowered.count('gpu.triton') >= 2
-  assert '1000x5000' not in lowered  # distances are not in memory
+
+
+def lower(fn, *args):
+  """The text of a program for a GPU."""
+  traced = jax.jit(fn).trace(*args)
+  return traced.lower(lowering_platforms=('cuda',)).as_text()
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_a_step_on_a_gpu_leaves_no_distances_in_memory(wide, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  stats = LLOYD.stats
+  f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  active = jax.ShapeDtypeStruct((2, 1000), bool)
+  params = Clusters(f32((2, 1000, 32)), active)
+  with jax.enable_x64(wide):
+    for has_tiles in (False, True):
+      monkeypatch.setattr(tiles, '_has_tensor_cores', lambda: has_tiles)  # noqa: B023
+      text = lower(lambda *a: stats(*a), params, f32((5000, 32)), f32((5000,)))
+      assert ('000x5000' in text) is not has_tiles
+      assert (text.count('gpu.triton') >= 3) is has_tiles
+
+
+def test_rows_on_a_cpu_beside_a_gpu_need_no_tiles(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(tiles, '_has_tensor_cores', lambda: True)
+  x, _ = drawn(3000, 40, 1, 1)
+  starts = x[None, :70]
+  found = kmeans.fit(
+    jax.random.key(0), x, num_clusters=70, init=starts, tol=1e9
+  )
+  centers, inertia = lloyd(x.astype(float), x[:70], int(found.num_steps))
+  chex.assert_trees_all_close(found.inertia, inertia, rtol=1e-5)
+  chex.assert_trees_all_close(found.centers, centers, atol=1e-5)
+
+
+def test_float64_has_no_tiles(monkeypatch):
+  monkeypatch.setattr(tiles, '_has_tensor_cores', lambda: True)
+  assert tiles.available(jnp.float32)
+  assert not tiles.available(jnp.float64)
 
 
 @pytest.mark.parametrize('precision', tiles.PRECISIONS)
@@ -104,6 +146,7 @@ def test_k_means_by_tiles(with_tiles, precision):
   expected = [lloyd(x.astype(float), own, 3) for own in starts]
   inertias = np.array([inertia for _, inertia in expected])
   chex.assert_trees_all_close(found.inertias, inertias, rtol=1e-5)
+  assert found.history[3] == found.inertia
   centers, _ = expected[np.argmin(inertias)]
   chex.assert_trees_all_close(found.centers, centers, atol=1e-5)
 

@@ -70,16 +70,12 @@ def by_shares(probabilities: Callable, centers: Callable) -> Assigner:
     shares = np.asarray(probabilities(clusters, x))
     labels = shares.argmax(axis=1).astype(np.int32)
     distance = _of_each(kmeans.transform(centers(clusters), x), labels)
-    second, share, margin = _compare(shares, labels)
+    second = _next_best(shares, labels)
+    share = shares.max(axis=1)
+    margin = _log_ratio(share, _of_each(shares, second))
     return Assignment(labels, second, share, distance, distance, margin)
 
   return Assigner(predict, assign, centers, probabilities)
-
-
-def _compare(shares, labels):
-  """The next best clusters of points, the shares of their own, and margins."""
-  second, share = _next_best(shares, labels), shares.max(axis=1)
-  return second, share, _log_ratio(share, _of_each(shares, second))
 
 
 def _log_ratio(larger, smaller):
@@ -107,7 +103,10 @@ def _assign_to_mixture(params: gmm.GMMParams, x: jax.Array) -> Assignment:
   shares = np.asarray(gmm.responsibilities(params, x))
   distance = _of_each(kmeans.transform(params.means, x), labels)
   surprise = np.asarray(gmm.outlier_score(params, x))
-  second, share, margin = _compare(shares, labels)
+  logs = np.asarray(gmm.log_responsibilities(params, x))
+  second = _next_best(logs, labels)
+  margin = np.maximum(_of_each(logs, labels) - _of_each(logs, second), 0)
+  share = shares.max(axis=1)
   return Assignment(labels, second, share, surprise, distance, margin)
 
 

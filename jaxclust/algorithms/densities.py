@@ -57,6 +57,14 @@ def responsibilities(
   return shares[:, : len(params.log_weights)]
 
 
+def log_responsibilities(
+  params: GMMParams, x: ArrayLike, *, block_size: int | None = None
+) -> jax.Array:
+  """Logarithms `[N, K]` of `responsibilities`, however small these are."""
+  shares = _apply(_log_responsibilities_block, params, x, block_size)
+  return shares[:, : len(params.log_weights)]
+
+
 def predict(
   params: GMMParams, x: ArrayLike, *, block_size: int | None = None
 ) -> jax.Array:
@@ -161,6 +169,10 @@ def _log_prob_block(prepared, x):
 
 def _responsibilities_block(prepared, x):
   return jax.nn.softmax(em.log_joint(prepared, x), axis=0).T
+
+
+def _log_responsibilities_block(prepared, x):
+  return jax.nn.log_softmax(em.log_joint(prepared, x), axis=0).T
 
 
 def _label_block(prepared, x):

@@ -93,16 +93,29 @@ def nearest_centers(
   def of_each_run(part, rest):
     return nearest(part.reshape(num_runs, num_clusters, -1), rest)
 
-  if not tiles.usable(x) or _are_few(x, flat):
+  def plain(x, flat, active):
     return squared_distances(x, flat, active.reshape(-1), of_each_run)
+
+  def tiled(x, flat, active):
+    centers = flat.reshape(num_runs, num_clusters, num_features)
+    return _nearest_by_tiles(x, centers, active, precision)
+
+  if not tiles.usable(x) or _are_few(x, flat):
+    return plain(x, flat, active)
+  return tiles.on_cuda(tiled, plain, x, flat, active)
+
+
+def _nearest_by_tiles(x, centers, active, precision):
   norms = jnp.square(x).sum(axis=1)
   lengths = _lengths(centers, active)
   part, labels = tiles.nearest(x, centers, lengths, precision)
   least = jnp.maximum(part + norms[None], 0)
   if precision != 'highest':
     return least, labels
-  run, row = least.argmin(axis=0), lax.iota(jnp.int32, len(x))
+  num_clusters, num_features = centers.shape[1:]
+  run, row = lax.argmin(least, 0, jnp.int32), lax.iota(jnp.int32, len(x))
   number = run * num_clusters + labels[run, row]
+  flat = centers.reshape(-1, num_features)
   return lax.cond(
     _are_blurred(x, flat, least[run, row], number, norms),
     lambda: _nearest_by_differences(x, centers, active),
@@ -189,9 +202,19 @@ def sums_by_label(
   """
   num_runs, num_rows = labels.shape
   if jax.default_backend() != 'cpu':
-    if values.ndim == 2 and tiles.usable(values):
-      return tiles.sums(labels, num_clusters, values)
-    sums = dot(one_hot(labels, num_clusters, values.dtype), values)
+    columns = values if values.ndim == 2 else values[:, None]
+
+    def plain(labels, columns):
+      sums = dot(one_hot(labels, num_clusters, columns.dtype), columns)
+      return sums.reshape(num_runs, num_clusters, -1)
+
+    def tiled(labels, columns):
+      return tiles.sums(labels, num_clusters, columns)
+
+    if tiles.usable(columns):
+      sums = tiles.on_cuda(tiled, plain, labels, columns)
+    else:
+      sums = plain(labels, columns)
     return sums.reshape(num_runs, num_clusters, *values.shape[1:])
   # Sums of short runs of rows keep the digits that one long sum would lose.
   run = max(_RUN, 4 * num_clusters)

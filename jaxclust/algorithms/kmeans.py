@@ -123,8 +123,10 @@ def fit(
     max_steps: most steps of a restart.
     tol: a restart has converged when the squared shift of all its centers is at
       most tol times the mean variance of the features.
-    precision: 'highest', float32, or 'tf32': NVIDIA's GPUs compare distances by
-      products of 11 bits, and a last pass makes counts and inertias accurate.
+    precision: 'highest', float32 or three TF32 products that make it up, or
+      'tf32': NVIDIA's GPUs compare distances by products of 11 bits, and a last
+      pass makes counts and inertias accurate. Not for clusters that are tight
+      and far apart, whose distances these blur.
     sample_weight: `[N]` weights; a row of weight 0 changes nothing.
     block_size: rows in a block of a pass, chosen by size if None.
 

@@ -135,8 +135,9 @@ def _distance(params, weight, least):
 
 
 def _width(params):
-  """Distances of a row that lie in memory at once; tiles leave two numbers."""
-  return 2 * len(params.active) if tiles.available() else params.active.size
+  """Numbers that the distances of a row take; of each run, tiles leave two."""
+  has_tiles = tiles.available(params.centers.dtype)
+  return 2 * len(params.active) if has_tiles else params.active.size
 
 
 LLOYD = Algorithm(

@@ -8,11 +8,12 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from jaxclust import checks, programs
-from jaxclust.algorithms import lloyd, seeding, solver
+from jaxclust.algorithms import lloyd, seeding, solver, tiles
 from jaxclust.algorithms.em import EM, family_of
 from jaxclust.algorithms.lloyd import LLOYD, LLOYD_IN_TF32, Clusters
 from jaxclust.algorithms.products import EM_BY_PRODUCTS, PRODUCTS
@@ -28,7 +29,7 @@ def _plain(params):
 
 def _fastest(params: Any, rows: Rows, precision: str = 'highest') -> Algorithm:
   """The algorithm that makes many steps from params `[R, ...]` on rows."""
-  if precision == 'tf32' and jax.default_backend() != 'cpu':
+  if precision == 'tf32' and tiles.available(rows.dtype):
     return LLOYD_IN_TF32
   if rows.is_streamed:
     return _plain(params)
@@ -46,14 +47,18 @@ def run_rows(
 ) -> tuple[Solution, jax.Array]:
   """`run` on rows in the frame of the state; options as for `solver.run`.
 
-  Where the precision is less than the highest, the statistics are made anew in
-  the end.
+  Where the precision is less than the highest, statistics and objectives of the
+  last step are made anew.
   """
   fastest = _fastest(state.params, rows, precision)
   ended, history = solver.run(fastest, state, rows, **options)
   if fastest is LLOYD_IN_TF32:
     last = solver.begin(LLOYD, ended.params, rows)
     ended = ended._replace(stats=last.stats, objective=last.objective)
+    lib = jnp if checks.is_traced(ended) else np
+    made = lib.asarray(ended.num_steps) - lib.asarray(state.num_steps)
+    is_last = np.arange(len(history))[:, None] >= made[None] - 1
+    history = lib.where(is_last, lib.asarray(last.objective)[None], history)
   return ended, history
 
 

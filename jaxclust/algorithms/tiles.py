@@ -14,10 +14,12 @@ Reference:
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Name of a precision -> how products of float32 numbers are made.
@@ -46,18 +48,28 @@ _PROGRAMS = 528
 def usable(x: jax.Array) -> bool:
   """Whether a program that reads rows `[B, D]` can have tiles."""
   known = isinstance(x.shape[0], int)  # it is a symbol in an export
-  return known and x.dtype == jnp.float32 and available()
+  return known and available(x.dtype)
+
+
+def available(dtype: Any) -> bool:
+  """Whether there is a GPU that multiplies TF32 numbers, for rows of a dtype
+  that they make."""
+  return dtype == jnp.float32 and _has_tensor_cores()
 
 
 @functools.cache
-def available() -> bool:
-  """Whether programs run on a GPU that multiplies TF32 numbers."""
+def _has_tensor_cores():
   if jax.default_backend() != 'gpu':
     return False
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   if not device.device_kind.startswith('NVIDIA'):
     return False
   return float(device.compute_capability) >= 8.0  # Ampere has TF32 first
+
+
+def on_cuda(tiled: Callable, plain: Callable, *arrays: jax.Array) -> Any:
+  """What `tiled` makes of arrays in a program for CUDA, else `plain`."""
+  return lax.platform_dependent(*arrays, cuda=tiled, default=plain)
 
 
 def nearest(
@@ -77,75 +89,90 @@ def nearest(
     precision: of `PRECISIONS`.
     interpret: whether JAX interprets the program, on any device.
   """
-  from jax.experimental import pallas as pl
-  from jax.experimental.pallas import triton
-
+  pl, triton = _pallas()
   (num_rows, num_features), (num_runs, num_centers) = x.shape, lengths.shape
   rows, width, depth = _DISTANCES[precision]
-  width, depth = _length(num_centers, width), _length(num_features, depth)
-  num_parts = pl.cdiv(num_features, depth)
+  tile = rows, _length(num_centers, width), _length(num_features, depth)
   # A CPU, which interprets, has no TF32.
   product = lax.Precision.HIGHEST if interpret else PRECISIONS[precision]
-
-  def kernel(x, centers, lengths, least, labels):
-    run, start = pl.program_id(1), pl.program_id(0) * rows
-    inside = start + jnp.arange(rows) < num_rows
-
-    def load(ref, place, known, part):
-      ref = ref.at[*place, pl.ds(part * depth, depth)]
-      feature = part * depth + jnp.arange(depth)
-      known = known[:, None] & (feature < num_features)[None]
-      return triton.load(ref, mask=known, other=0.0)
-
-    def load_x(part):
-      return load(x, (pl.ds(start, rows),), inside, part)
-
-    x_once = load_x(0) if num_parts == 1 else None
-
-    def look(k, best):
-      first = k * width
-      known = first + jnp.arange(width) < num_centers
-
-      def add(part, total):
-        here = load_x(part) if x_once is None else x_once
-        there = load(centers, (run, pl.ds(first, width)), known, part)
-        return total + lax.dot_general(
-          here,
-          there,
-          (((1,), (1,)), ((), ())),
-          precision=product,
-          preferred_element_type=jnp.float32,
-        )
-
-      inner = jnp.zeros((rows, width), jnp.float32)
-      if num_parts == 1:
-        inner = add(0, inner)
-      else:
-        inner = lax.fori_loop(0, num_parts, add, inner)
-      ref = lengths.at[run, pl.ds(first, width)]
-      length = triton.load(ref, mask=known, other=jnp.inf)
-      found = length[None] - 2 * inner
-      nearer = found.min(axis=1) < best[0]
-      number = first + jnp.argmin(found, axis=1).astype(jnp.int32)
-      return (
-        jnp.where(nearer, found.min(axis=1), best[0]),
-        jnp.where(nearer, number, best[1]),
-      )
-
-    best = jnp.full((rows,), jnp.inf), jnp.zeros((rows,), jnp.int32)
-    best = lax.fori_loop(0, pl.cdiv(num_centers, width), look, best)
-    for ref, value in zip((least, labels), best, strict=True):
-      triton.store(ref.at[run, pl.ds(start, rows)], value, mask=inside)
-
   like = functools.partial(jax.ShapeDtypeStruct, (num_runs, num_rows))
   return pl.pallas_call(
-    kernel,
+    functools.partial(_nearest_kernel, tile, product),
     grid=(pl.cdiv(num_rows, rows), num_runs),
     out_shape=(like(jnp.float32), like(jnp.int32)),
     compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
     interpret=interpret,
     name='nearest',
   )(x, centers, lengths)
+
+
+def _pallas():
+  """Pallas and its part for Triton, which take some time to import."""
+  from jax.experimental import pallas
+  from jax.experimental.pallas import triton
+
+  return pallas, triton
+
+
+def _nearest_kernel(tile, product, x, centers, lengths, least, labels):
+  """What a program makes of a tile's rows in one run, from references."""
+  pl, triton = _pallas()
+  (num_rows, num_features), num_centers = x.shape, lengths.shape[1]
+  rows, width, depth = tile
+  num_parts = pl.cdiv(num_features, depth)
+  run, start = pl.program_id(1), pl.program_id(0) * rows
+  inside = start + _numbers(rows) < num_rows
+
+  def load(ref, place, known, part):
+    ref = ref.at[*place, pl.ds(part * depth, depth)]
+    feature = part * depth + _numbers(depth)
+    known = known[:, None] & (feature < num_features)[None]
+    return triton.load(ref, mask=known, other=0.0)
+
+  def load_x(part):
+    return load(x, (pl.ds(start, rows),), inside, part)
+
+  x_once = load_x(0) if num_parts == 1 else None
+
+  def look(k, best):
+    first = k * width
+    known = first + _numbers(width) < num_centers
+
+    def add(part, total):
+      here = load_x(part) if x_once is None else x_once
+      there = load(centers, (run, pl.ds(first, width)), known, part)
+      return total + lax.dot_general(
+        here,
+        there,
+        (((1,), (1,)), ((), ())),
+        precision=product,
+        preferred_element_type=jnp.float32,
+      )
+
+    inner = jnp.zeros((rows, width), jnp.float32)
+    inner = add(0, inner) if num_parts == 1 else _loop(num_parts, add, inner)
+    ref = lengths.at[run, pl.ds(first, width)]
+    length = triton.load(ref, mask=known, other=jnp.inf)
+    found = length[None] - 2 * inner
+    part, number = found.min(axis=1), lax.argmin(found, 1, jnp.int32)
+    nearer = part < best[0]
+    return (
+      jnp.where(nearer, part, best[0]),
+      jnp.where(nearer, first + number, best[1]),
+    )
+
+  best = jnp.full((rows,), jnp.inf, x.dtype), jnp.zeros((rows,), jnp.int32)
+  best = _loop(pl.cdiv(num_centers, width), look, best)
+  for ref, value in zip((least, labels), best, strict=True):
+    triton.store(ref.at[run, pl.ds(start, rows)], value, mask=inside)
+
+
+# Numbers and counters of 32 bits, whatever JAX's default is.
+_numbers = functools.partial(lax.iota, jnp.int32)
+
+
+def _loop(count, body, carry):
+  return lax.fori_loop(np.int32(0), np.int32(count), body, carry)
 
 
 def _length(count, most):
@@ -164,9 +191,7 @@ def sums(
   Each program sums one part of the rows, the parts in order: sums are the same
   each time. `interpret` is as for `nearest`.
   """
-  from jax.experimental import pallas as pl
-  from jax.experimental.pallas import triton
-
+  pl, triton = _pallas()
   (num_rows, num_features), num_runs = values.shape, len(labels)
   rows, width, depth = _SUMS
   width, depth = _length(num_clusters, width), _length(num_features, depth)
@@ -179,12 +204,12 @@ def sums(
   def kernel(labels, values, sums):
     part, column = pl.program_id(0), pl.program_id(2) * depth
     run, first = pl.program_id(1) // tiles[0], pl.program_id(1) % tiles[0]
-    cluster = first * width + jnp.arange(width)
-    known = (column + jnp.arange(depth) < num_features)[None]
+    cluster = first * width + _numbers(width)
+    known = (column + _numbers(depth) < num_features)[None]
 
     def add(tile, total):
       start = (part * tiles_of_part + tile) * rows
-      inside = start + jnp.arange(rows) < num_rows
+      inside = start + _numbers(rows) < num_rows
       ref = labels.at[run, pl.ds(start, rows)]
       label = triton.load(ref, mask=inside, other=-1)
       ref = values.at[pl.ds(start, rows), pl.ds(column, depth)]
@@ -195,7 +220,7 @@ def sums(
       return total
 
     total = jnp.zeros((width, depth), jnp.float32)
-    total = lax.fori_loop(0, tiles_of_part, add, total)
+    total = _loop(tiles_of_part, add, total)
     place = pl.ds(first * width, width), pl.ds(column, depth)
     known = (cluster < num_clusters)[:, None] & known
     triton.store(sums.at[part, run, *place], total, mask=known)

@@ -74,7 +74,7 @@ def committee(methods: tuple[Method, ...]) -> Method:
     code_size=int(cuts[-1]),
     assigner=by_shares(probabilities, centers),
     clusters=lambda params: params,
-    opinions=opinions,
+    opinions=opinions if len(methods) > 1 else None,
   )
 
 

@@ -51,8 +51,8 @@ class Method(NamedTuple):
   complain: Callable | None = None  # params -> messages of what went wrong
   assigner: Assigner | None = None  # None: an algorithm clusters embeddings
   clusters: Callable | None = None  # params -> what the assigner takes
-  # (params, embeddings [N, D]) -> [A, N] clusters by others than the one that
-  # answers, under any names
+  # (params, embeddings [N, D]) -> [A, N] clusters, under any names, by its
+  # parts: heads that do not answer, or members
   opinions: Callable | None = None
   check: Callable = lambda num_images: None  # raises an InputError
 

@@ -25,6 +25,8 @@ _TITLES = {
   'purity': 'purity',
   'silhouette': 'silhouette',
   'stability': 'stability, ARI of the restarts',
+  'kept': 'kept by other clusterings',
+  'confidence_error': 'error of the confidence',
   'bic': 'BIC',
   'log_likelihood': 'log-likelihood of an image',
   'inertia': 'inertia',
