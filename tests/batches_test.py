@@ -68,7 +68,7 @@ def test_images_beyond_half_of_a_device_stay_on_the_host(
     def memory_stats(self):
       return stats
 
-  monkeypatch.setattr(memory.jax, 'devices', lambda: [Device()])
+  monkeypatch.setattr(memory.jax, 'local_devices', lambda: [Device()])
   for array in batches.place([draw_images(6), draw_images(4)], 'auto'):
     assert isinstance(array, kind)  # of 60 bytes together
 
