@@ -156,7 +156,7 @@ def reliability(
 ) -> Path:
   """Draws the share of images that keep their cluster over their confidence, of
   bins `[B]` with a number of images."""
-  axes = _axes(3.6, 3.2, xlabel='confidence', ylabel='kept in others')
+  axes = _axes(5.5, 3, xlabel='confidence', ylabel='kept in others')
   axes.plot([0, 1], [0, 1], color='0.6', linewidth=1)
   axes.plot(confidence, kept, color='C0', linewidth=1)
   axes.scatter(confidence, kept, 5 + 95 * count / count.max(), color='C0')
