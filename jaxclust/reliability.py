@@ -26,8 +26,8 @@ from jaxclust.model import Model
 # maximum restarts.
 _FITS, _DRAWN, _RESTARTS = 4, 10_000, 3
 
-# Maximum number of knots of a model's curve, and number of bins of a chart.
-_KNOTS, _BINS = 201, 10
+# Number of bins of a chart.
+_BINS = 10
 
 
 class Reliability(NamedTuple):
@@ -100,10 +100,9 @@ def fit_curve(margin: np.ndarray, kept: np.ndarray) -> np.ndarray:
   from sklearn.isotonic import IsotonicRegression
 
   fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds='clip')
-  fitted.fit(margin, kept)
-  ranks = np.linspace(0, 1, _KNOTS)
-  knots = np.unique(np.quantile(margin, ranks).astype(np.float32))
-  return np.stack([knots, fitted.predict(knots)]).astype(np.float32)
+  fitted.fit(margin.astype(np.float32), kept)
+  curve = fitted.X_thresholds_, fitted.y_thresholds_
+  return np.stack(curve).astype(np.float32)
 
 
 def in_bins(confidence: np.ndarray, kept: np.ndarray) -> Reliability:

@@ -123,10 +123,9 @@ def fit(
     max_steps: most steps of a restart.
     tol: a restart has converged when the squared shift of all its centers is at
       most tol times the mean variance of the features.
-    precision: 'highest', float32 or three TF32 products that make it up, or
-      'tf32': NVIDIA's GPUs compare distances by products of 11 bits, and a last
-      pass makes counts and inertias accurate. Not for clusters that are tight
-      and far apart, whose distances these blur.
+    precision: 'highest', or 'tf32': NVIDIA's GPUs compare distances by products
+      of 11 bits, and a last pass makes counts and inertias accurate. Not for
+      clusters that are tight and far apart, whose distances these blur.
     sample_weight: `[N]` weights; a row of weight 0 changes nothing.
     block_size: rows in a block of a pass, chosen by size if None.
 
@@ -141,15 +140,20 @@ def fit(
   ends = {'max_steps': max_steps, 'tol': tol}
   checks.check_choice('precision', precision, tiles.PRECISIONS)
   rows = _prepare(x, sample_weight, block_size, **options, **ends)
-  state = runs.seeded(
-    key, rows, num_clusters, num_restarts, init, precision=precision
-  )
-  ended, history = runs.run_rows(state, rows, precision, **ends)
-  result = best(ended, in_order=not isinstance(init, str))
-  history = in_units(ended, solver.history_of_best(state, ended, history))
-  result = result._replace(history=jax.device_put(history))
+  start_from = num_clusters, num_restarts, init
+  state = runs.seeded(key, rows, *start_from, precision=precision)
+  in_order = not isinstance(init, str)
+  result = _run_to_the_end(state, rows, precision, in_order, **ends)
   warn(result)
   return result
+
+
+def _run_to_the_end(state, rows, precision, in_order, **ends):
+  """The result of runs before their first pass, with its history."""
+  ended, history = runs.run_rows(state, rows, precision, **ends)
+  history = in_units(ended, solver.history_of_best(state, ended, history))
+  result = best(ended, in_order)
+  return result._replace(history=jax.device_put(history))
 
 
 @on_any_mesh
