@@ -15,6 +15,8 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxclust import paths, runtime, workdir
@@ -66,17 +68,25 @@ def _write(folder, state):
   """Writes arrays with Orbax, whose errors of the disk become OSErrors."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   try:
-    with (
-      paths.plain(folder) as place,
-      ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
-    ):
-      checkpointer.save(place, ocp.args.StandardSave(state))
+    with paths.plain(folder) as place, _checkpointer() as checkpointer:
+      checkpointer.save(place, ocp.args.StandardSave(jax.device_get(state)))
   except ValueError as error:
     found = re.search(r"os_error_code='(\d+)'", str(error))
     if found is None:
       raise
     number = int(found[1])
     raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _checkpointer():
+  """Orbax, which is not to wait for other processes than the first."""
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix='first'
+  )
+  return ocp.Checkpointer(
+    ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    multiprocessing_options=alone,
+  )
 
 
 def restore(
@@ -185,18 +195,13 @@ def parse_manifest(text: bytes) -> dict:
 
 def _read(folder, like):
   """Reads arrays onto the first device."""
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  shapes = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like
-  )
+  shapes = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), like)
   try:
-    with (
-      paths.plain(folder) as place,
-      ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
-    ):
-      return checkpointer.restore(place, ocp.args.StandardRestore(shapes))
+    with paths.plain(folder) as place, _checkpointer() as checkpointer:
+      found = checkpointer.restore(place, ocp.args.StandardRestore(shapes))
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise _DamageError(f'Orbax cannot read it ({one_line(error)})') from error
+  return jax.tree.map(jnp.asarray, found)
 
 
 def _devices():

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from jaxclust import commands, signals, terminal
+from jaxclust import commands, links, signals, terminal
 from jaxclust.errors import InputError, RunError, one_line
 
 _HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull', '-?'}
@@ -42,6 +42,8 @@ def run() -> None:
 
 def _end(status):
   """Exits; a stopped process does not wait for its devices."""
+  if links.are_open():
+    links.end(status)
   if status > 128:
     sys.stdout.flush()
     os._exit(status)
@@ -69,9 +71,12 @@ def main(argv: Sequence[str]) -> int:
   if config is None:
     return 0
   try:
-    from jaxclust import experiments
+    from jaxclust import experiments, processes
 
     with signals.listening():
+      processes.join(
+        options.coordinator, options.num_processes, options.process_id
+      )
       path = experiments.run(
         *(config, options.workdir, _command(argv), options.allow_upgrade)
       )
@@ -95,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _fail(argv, error, status):
   text = commands.as_typed(one_line(error), argv)
+  links.fail(status, text)
   print('error:', text, file=sys.stderr)
   return status
 
@@ -126,6 +132,12 @@ def _parse(argv):
   flags.DEFINE_boolean('allow_upgrade', False, text, flag_values=first)
   text = 'Whether to print the traceback of an unexpected error.'
   flags.DEFINE_boolean('debug', False, text, flag_values=first)
+  text = 'HOST:PORT of process 0 of several; auto lets JAX find it.'
+  flags.DEFINE_string('coordinator', None, text, flag_values=first)
+  text = 'How many processes work on the run together.'
+  flags.DEFINE_integer('num_processes', None, text, 1, flag_values=first)
+  text = 'Which of them this is, from 0.'
+  flags.DEFINE_integer('process_id', None, text, 0, flag_values=first)
   words, asks = [w for w in argv[1:] if w not in _HELP], _HELP & set(argv)
   if words == ['list']:
     print(commands.listing())

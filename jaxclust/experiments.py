@@ -34,6 +34,7 @@ from jaxclust import (
   phases,
   pipeline,
   predictions,
+  processes,
   records,
   runtime,
   selection,
@@ -80,6 +81,8 @@ def run(
       of a benchmark differ; and for an unexpected error, whose traceback is
       kept in the run directory.
   """
+  if not processes.leads():
+    directory = processes.new_folder()
   if config.experiment == 'report':
     return _redraw(config, directory)
   if directory is not None and workdir.check(directory, config.to_dict()):
@@ -111,7 +114,8 @@ def run(
         summary = records.fill(
           *(path, config, title, dataset, find, seconds, messages, command)
         )
-      console.results(summary, records.published(config))
+      if processes.leads():
+        console.results(summary, records.published(config))
   return path
 
 
@@ -170,6 +174,11 @@ def _check(config):
     raise InputError(
       f'config.experiment is {name!r}, but there is no '
       f'config.{EXPERIMENTS[name].needs}: take a config that has it'
+    )
+  if processes.are_several() and not EXPERIMENTS[name].is_shared:
+    raise InputError(
+      f'config.experiment is {name!r}, which one process does alone: start it '
+      'once, without --coordinator'
     )
   seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   checks.check_count('config.num_seeds', num_seeds)
@@ -231,6 +240,8 @@ def _sweep(config, dataset, options, unit_length, path, seconds):
   seeds, counts = [config.seed], tuple(options.pop('num_clusters'))
   represented = pipeline.represent(config, dataset, seeds, path, seconds)
   x = next(represented).points['train']
+  if not processes.leads():
+    return {}, []
   if unit_length:
     x = unit_rows(x)
   tried = _tried(path)
@@ -340,14 +351,19 @@ class Experiment(NamedTuple):
   # loads the images, and checks all options before anything compiles.
   prepare: Callable
   title: Callable = lambda config: config.experiment
+  is_shared: bool = False  # whether processes can share the work
 
 
 EXPERIMENTS = {
-  'cluster': Experiment('clusterer', pipeline.prepare, pipeline.title),
+  'cluster': Experiment(
+    'clusterer', pipeline.prepare, pipeline.title, is_shared=True
+  ),
   'predict': Experiment('run', predictions.prepare),
-  'sweep': Experiment('sweep', prepare_sweep),
+  'sweep': Experiment('sweep', prepare_sweep, is_shared=True),
   'benchmark': Experiment('benchmark', prepare_benchmark),
-  'leaderboard': Experiment('methods', several.prepare_leaderboard),
-  'committee': Experiment('members', several.prepare_committee),
+  'leaderboard': Experiment(
+    'methods', several.prepare_leaderboard, is_shared=True
+  ),
+  'committee': Experiment('members', several.prepare_committee, is_shared=True),
   'compare': Experiment('runs', comparison.prepare),
 }

@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import checkpoints, plans, signals, training, workdir
+from jaxclust import (
+  checkpoints,
+  plans,
+  processes,
+  signals,
+  training,
+  workdir,
+)
 from jaxclust.algorithms.assignment import ALGORITHMS
 from jaxclust.algorithms.solver import HISTORY, StopReason
 from jaxclust.errors import RunError
@@ -57,7 +64,7 @@ def train(
     RunError: if a loss or a parameter is no longer finite.
   """
   course = training.blank(plan, previous)
-  restored = checkpoints.restore(path, phase, course)
+  restored = _restored(path, phase, course)
   begun, course = restored or (0, training.start(plan, course))
   workdir.rewind_log(path, 'epoch', begun // plan.steps_per_epoch, phase=phase)
   saver = _Saver(path, phase, begun)
@@ -81,17 +88,29 @@ def train(
       if saver.last:
         kept = f'the checkpoint of step {saver.last} is kept'
       raise RunError(f'{error} ({kept})') from error
-    saver.save(int(course.state.step[0]), course, final=True)
+    last = int(jax.device_get(course.state.step)[0])
+    saver.save(last, course, final=True)
   records = []
   for seed, epoch in zip(
     seeds, training.final_epochs(plan, course), strict=True
   ):
     found = workdir.read_log(path, phase=phase, seed=seed, epoch=epoch)
     records += found[:1] or [{'epoch': epoch}]  # a user may have lost the file
-  params = training.final_params(plan, course)
+  params = processes.same(training.final_params(plan, course))
   for message in training.complaints(plan, params):
     warnings.warn(message, stacklevel=2)
   return params, records
+
+
+def _restored(path, phase, like):
+  """The step and the state of a checkpoint, which process 0 reads, or None."""
+  found = None
+  if processes.leads():
+    found = checkpoints.restore(path, phase, like)
+  if not processes.same(np.bool_(found is not None)):
+    return None
+  step, state = processes.same(found or (np.int32(0), like))
+  return int(step), state
 
 
 def cluster(
@@ -107,12 +126,13 @@ def cluster(
   run_options = {k: v for k, v in options.items() if k in (*_ENDS, 'reg')}
   start_options = {k: v for k, v in options.items() if k not in _ENDS}
   key = jax.random.fold_in(jax.random.key(seed), CLUSTERS)
-  state = clusterer.start(key, x, **start_options)
-  state = jax.tree.map(jnp.asarray, state)
+  shape, (x, weight) = x.shape, processes.share_rows(x)
+  state = clusterer.start(key, x, sample_weight=weight, **start_options)
+  state = _on_one_device(state)
   phase = f'{name}-{seed}'
-  step, state = checkpoints.restore(path, phase, state) or (0, state)
+  step, state = _restored(path, phase, state) or (0, state)
   workdir.rewind_log(path, 'step', step, phase=name, seed=seed)
-  operations = clusterer.operations(*x.shape, options[clusterer.groups])
+  operations = clusterer.operations(*shape, options[clusterer.groups])
   num_steps = plans.steps_per_call(len(state.num_steps) * operations)
   num_steps = min(_MOST_STEPS, HISTORY, num_steps)
   saver = _Saver(path, phase, step)
@@ -121,7 +141,10 @@ def cluster(
     console.progress(name, options['max_steps']) as show,
   ):
     while (state.stop_reason == StopReason.RUNNING).any():
-      state, scores = clusterer.run(state, x, num_steps, **run_options)
+      state, scores = clusterer.run(
+        state, x, num_steps, sample_weight=weight, **run_options
+      )
+      state = _on_one_device(state)
       last, step = step, int(state.num_steps.max())
       scores = np.asarray(clusterer.in_units(state, scores[: step - last]))
       best = getattr(clusterer.best(state), clusterer.score)
@@ -153,6 +176,11 @@ def labelings(
   return found
 
 
+def _on_one_device(state):
+  """A state on one device of this process."""
+  return jax.tree.map(jnp.asarray, jax.device_get(state))
+
+
 def _rounded(scores):
   """Scores `[S, R]` with six digits; None for NaN, which JSON does not have."""
   return [
@@ -172,13 +200,16 @@ class _Saver:
   def save(self, step, state, final=False):
     """Saves if the last time was long ago, or if there may be no other."""
     due = time.monotonic() - self._time > _SECONDS_BETWEEN_CHECKPOINTS
-    stop = signals.is_requested()  # asked once: a later signal waits
+    # Asked once: a later signal waits.
+    stop = processes.most(signals.requested())
     if (due or final or stop) and step != self.last:
-      with signals.saving():
-        checkpoints.save(self.path, self.phase, step, state)
+      if processes.leads():
+        with signals.saving():
+          checkpoints.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
-      signals.check()
+      processes.most(0)  # until process 0 has saved
+      raise signals.Stopped(stop)
 
 
 def _text(values):

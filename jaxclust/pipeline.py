@@ -26,6 +26,7 @@ from jaxclust import (
   networks,
   phases,
   plans,
+  processes,
   reliability,
   selection,
   storage,
@@ -216,6 +217,8 @@ def _run(config, dataset, path, seconds):
   rows, sections, found_labels = [], [], []
   for seed, found in zip(seeds, represented, strict=True):
     own, fit, history = _cluster(config, path, seed, found, seconds)
+    if not processes.leads():
+      continue
     own = spread(own, found.points['train'], seconds)
     with timed(seconds, 'score'):
       own, judged, scores = answers.judge(dataset, own, found.points)
@@ -247,6 +250,8 @@ def _run(config, dataset, path, seconds):
         )
         sections = page.draw(shown, path / 'figures')
     rows.append({'seed': seed, **scores, **found.records})
+  if not processes.leads():
+    return {}, []
   summary = {k: v for k, v in rows[0].items() if k != 'seed'}
   if len(rows) > 1:
     summary |= metrics.over_seeds(rows)
@@ -300,7 +305,10 @@ def represent(
     one_run = jax.tree.map(lambda a: a[run], params)  # noqa: B023
     own = model.assemble(recipe, one_run, jnp.ones((1, 1)))
     with timed(seconds, 'encode'):
-      points = {split: own.points(images) for split, images in splits.items()}
+      points = {
+        split: processes.by_shares(own.points, images)
+        for split, images in splits.items()
+      }
       if config.standardize:
         own = own._replace(scale=_deviations(points['train']))
         points = {split: x / own.scale for split, x in points.items()}
@@ -321,7 +329,7 @@ def _placed(config, own, points, seconds):
     return own, points
   with timed(seconds, 'manifold'):
     manifold = neighbors.embed(points['train'], **config.manifold)
-    own = own._replace(manifold=manifold)
+    own = own._replace(manifold=processes.same(manifold))
     return own, {split: own.place(x) for split, x in points.items()}
 
 

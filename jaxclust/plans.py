@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclust import checks, steps
+from jaxclust import checks, processes, steps
 from jaxclust.data import augment, batches
 from jaxclust.errors import InputError
 from jaxclust.methods import Method
@@ -169,7 +169,7 @@ def plan(
   most = min(steps_per_call(operations), max(1, _CALL_BYTES // bytes_per_step))
   if isinstance(images, jax.Array):
     validation = images[jnp.asarray(np.flatnonzero(held))]
-    shared = steps.replicate(mesh, images)
+    shared = processes.replicate(mesh, images)
   else:
     validation, shared = images[held], images
   return Plan(
@@ -183,7 +183,7 @@ def plan(
     orders=fold_in(keys, ORDER),
     rates=steps.learning_rates(num_steps, options),
     mesh=mesh,
-    drawn=steps.replicate(mesh, drawn),
+    drawn=processes.replicate(mesh, drawn),
     steps_per_epoch=num_steps,
     steps_per_call=_divide(num_steps, most),
     options=options,

@@ -4,6 +4,8 @@ A run may be part of another one, in a folder of its own there.
 """
 
 import contextlib
+import hashlib
+import json
 import pathlib
 import re
 import shutil
@@ -11,9 +13,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclust import checks, data, pipeline, runtime, storage, workdir
+from jaxclust import (
+  checks,
+  data,
+  pipeline,
+  processes,
+  runtime,
+  storage,
+  workdir,
+)
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
 from jaxclust.report import console, figures, page
@@ -45,7 +56,10 @@ def fill(
     InputError: as `check_origin` does.
   """
   origin = check_origin(path, config, dataset)
+  processes.check_same('config, images or versions', _digest(config, origin))
   found, sections = find(path, seconds)
+  if not processes.leads():
+    return {}
   summary = _circumstances(config, title, dataset, origin) | found
   summary['command'] = command
   summary['seconds'] = {k: round(v, 3) for k, v in seconds.items()}
@@ -86,14 +100,22 @@ def _write_page(path, config, summary, sections, command):
 
 def fill_within(config: Any, path: pathlib.Path) -> dict:
   """The summary of a run of images to clusters, in a folder of another run;
-  makes the run unless it is finished."""
-  if not workdir.check(path, config.to_dict()):
+  makes the run unless it is finished. {} in processes that do not lead."""
+  if not processes.same(np.bool_(workdir.check(path, config.to_dict()))):
     with recorded_warnings() as messages:
       dataset, find = pipeline.prepare(config)
       with workdir.claim(path, config.to_dict()):
         title = pipeline.title(config)
         fill(path, config, title, dataset, find, {}, messages)
+  if not processes.leads():
+    return {}
   return workdir.parse_object((path / 'summary.json').read_bytes())
+
+
+def _digest(config, origin):
+  """Of all that processes must have in common."""
+  text = json.dumps([config.to_dict(), origin], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def published(config: Any) -> dict:

@@ -41,11 +41,16 @@ def prepare() -> None:
   Raises:
     InputError: if JAX has no device to work on.
   """
+  configure()
+  check_device()
+
+
+def configure() -> None:
+  """Sets up what does not need a device; JAX need not work yet."""
   _keep_freed_memory()
   _keep_programs()
   _leave_products_to_cublas()
   _use_all_cores()
-  check_device()
 
 
 def _keep_freed_memory():
@@ -155,8 +160,9 @@ def check_device() -> None:
 
 def device() -> str:
   """Platform and kind of the first device."""
-  first = jax.devices()[0]
-  return f'{first.platform} ({first.device_kind})'
+  first, count = jax.devices()[0], jax.process_count()
+  several = f' of {count} processes' if count > 1 else ''
+  return f'{first.platform} ({first.device_kind}){several}'
 
 
 def versions() -> dict[str, str]:

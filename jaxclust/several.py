@@ -23,6 +23,7 @@ from jaxclust import (
   findings,
   model,
   pipeline,
+  processes,
   records,
   reliability,
   storage,
@@ -57,6 +58,8 @@ def _leaderboard(runs, dataset, path, seconds):
     rows.append(_row(name, summary))
     seeds += summary.get('seeds', [summary])
     labels += _labels(path / name)
+  if not processes.leads():
+    return {}, []
   num_clusters = 1 + max(x.max() for own in labels for x in own.values())
   scores, _ = answers.vote(dataset, labels, seeds, num_clusters)
   agreement = iter(scores['criteria']['agreement'])
@@ -130,6 +133,8 @@ def _committee(config, runs, dataset, path, seconds):
       splits = {s: found[s] for s in ('train', 'test') if s in found}
       rows.append({'member': f'{name} {config.seed + number}', **splits})
       members.append(storage.load(path / name, number))
+  if not processes.leads():
+    return {}, []
   splits = pipeline.splits_of(dataset)
   with timed(seconds, 'encode'):
     own = _convened(config, members, labels)
@@ -225,12 +230,13 @@ def _runs(config, which):
 
 def _made(runs: dict, path: pathlib.Path, seconds: dict) -> Iterator:
   """Yields the name and the summary of each run, which is made if it is not
-  finished."""
+  finished; in process 0, the others take their part and see none."""
   for name, config in runs.items():
     console.say(f'{name}: {pipeline.title(config)}')
     with timed(seconds, name, quietly=True):
       summary = records.fill_within(config, path / name)
-    yield name, summary
+    if processes.leads():
+      yield name, summary
 
 
 def _row(name, summary):

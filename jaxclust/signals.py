@@ -138,9 +138,14 @@ def saving() -> Iterator[None]:
     _requests.saves = False
 
 
-def is_requested() -> bool:
-  """Returns whether a signal has asked the run to stop."""
-  return _requests.number is not None
+def is_saving() -> bool:
+  """Returns whether the process is within `saving`."""
+  return _requests.saves
+
+
+def requested() -> int:
+  """The number of the signal that has asked the run to stop; 0 if none has."""
+  return _requests.number or 0
 
 
 def check() -> None:

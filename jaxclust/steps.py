@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxclust.data import augment
 from jaxclust.encoding import as_pixels
@@ -73,23 +73,20 @@ def learning_rates(num_steps_per_epoch: int, options: dict) -> np.ndarray:
 
 
 def make_mesh(operations: int, batch_size: int) -> Mesh:
-  """The devices that are to share each batch: as many as it keeps busy.
+  """The devices that are to share each batch: as many as it keeps busy, and
+  at least one of each process.
 
   Args:
     operations: of a network for one image.
     batch_size: B.
   """
-  devices = jax.devices()
-  on_cpu = devices[0].platform == 'cpu'
+  devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
+  on_cpu = devices[0, 0].platform == 'cpu'
   share = _CPU_SHARE if on_cpu else _ACCELERATOR_SHARE
   shares = 3 * batch_size * operations // share
-  most = min(len(devices), batch_size // _FEWEST_IMAGES, shares)
-  return Mesh(np.array(devices[: max(1, int(most))]), (_BATCH,))
-
-
-def replicate(mesh: Mesh, arrays: Any) -> Any:
-  """Puts a pytree of arrays on all devices of a mesh."""
-  return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+  most = min(devices.size, batch_size // _FEWEST_IMAGES, shares)
+  of_each = max(1, int(most) // len(devices))  # of a process
+  return Mesh(devices[:, :of_each].reshape(-1), (_BATCH,))
 
 
 @functools.partial(

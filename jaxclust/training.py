@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclust import encoding, steps
+from jaxclust import encoding, processes, steps
 from jaxclust.data import batches
 from jaxclust.errors import RunError
 from jaxclust.plans import FINISH, INIT, START, Plan, fold_in, validates
-from jaxclust.steps import TrainState, replicate
+from jaxclust.processes import here, replicate
+from jaxclust.steps import TrainState
 
 # Maximum number of images that a method is finished with.
 _SAMPLE = 4096
@@ -85,12 +86,10 @@ def start(plan: Plan, course: Course) -> Course:
   """A blank course, with clusters where the method begins with some."""
   if plan.method.start is None:
     return course
-  runs, size = [], plan.options['batch_size']
-  own_runs = _runs(course.state.params)
+  runs, own_runs = [], _runs(course.state.params)
   for key, own in zip(fold_in(plan.keys, START), own_runs, strict=True):
-    embeddings = encoding.embed(plan.method, own, plan.source, size)
-    runs.append(plan.method.start(key, own, embeddings))
-  params = _stack(runs)
+    runs.append(plan.method.start(key, own, _embeddings(plan, own)))
+  params = processes.same(_stack(runs))
   state = _first_state(params, plan.options['optimizer'])
   return course._replace(state=state, best=no_best(params))
 
@@ -148,7 +147,7 @@ def final_params(plan: Plan, course: Course) -> Any:
 
 def _finish(plan, params):
   """Parameters `[R, ...]` on one device, finished."""
-  params = jax.device_put(params, plan.mesh.devices[0])
+  params = here(params)
   if plan.method.finish is None:
     return params
   key = jax.random.fold_in(plan.keys[0], FINISH)
@@ -217,21 +216,26 @@ _draw_order = jax.jit(batches.draw_order, static_argnums=(3, 4))
 def _start_epoch(course, plan):
   """The course with no losses yet, and with new targets."""
   old = course.state.loss_sum
-  zeros = jax.device_put(np.zeros(old.shape, old.dtype), old.sharding)
+  zeros = replicate(plan.mesh, np.zeros(old.shape, old.dtype))
   course = course._replace(state=course.state._replace(loss_sum=zeros))
   if plan.method.targets is None:
     return course
   runs = _runs(_finish(plan, course.state.params))
   last = [None] * len(runs)
   if _step(course.state):
-    last = _runs(jax.device_put(course.targets, plan.mesh.devices[0]))
+    last = _runs(here(course.targets))
   find, targets = jax.jit(plan.method.targets), []
   for own, before in zip(runs, last, strict=True):
-    size = plan.options['batch_size']
-    embeddings = encoding.embed(plan.method, own, plan.source, size)
-    targets.append(find(own, embeddings, before))
-  targets = replicate(plan.mesh, _stack(targets))
+    targets.append(find(own, _embeddings(plan, own), before))
+  targets = replicate(plan.mesh, processes.same(_stack(targets)))
   return course._replace(targets=targets)
+
+
+def _embeddings(plan, params):
+  """Embeddings `[N, D]` of all images by the network of one run."""
+  embed = functools.partial(encoding.embed, plan.method, params)
+  size = plan.options['batch_size']
+  return processes.by_shares(lambda images: embed(images, size), plan.source)
 
 
 def _runs(params):
@@ -270,13 +274,13 @@ def _losses(state, plan):
     'train_loss': jax.device_get(state.loss_sum) / _images_of_an_epoch(plan)
   }
   if plan.validation is not None and validates(plan.method):
-    params = jax.device_put(state.params, plan.mesh.devices[0])
     size = plan.options['batch_size']
     errors = [
       encoding.errors(plan.method, own, plan.validation, size)
-      for own in _runs(params)
+      for own in _runs(here(state.params))
     ]
-    losses['val_loss'] = np.mean(jax.device_get(errors), axis=1)
+    found = np.mean(jax.device_get(errors), axis=1)
+    losses['val_loss'] = np.asarray(processes.same(found))
   return losses
 
 

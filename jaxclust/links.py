@@ -1,0 +1,201 @@
+"""Links between the processes of a run, which tell how each of them ends.
+
+Every process has a TCP connection with process 0. The operating system closes
+it when the process ends, whatever ends it, so that no process waits for one
+that is gone. A process that cannot go on says why; process 0 prints it, and
+ends all with one status. It is the last to end.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+
+from jaxclust import signals
+
+# Status of processes that end since another one is gone.
+_GONE = 3
+
+# Seconds in which a process is to connect.
+_SECONDS_TO_CONNECT = 60
+
+# Seconds in which the end of a process explains the error of another one, and
+# seconds in which all others are to end.
+_SECONDS_TO_EXPLAIN, _SECONDS_TO_END = 1, 5
+
+# Options of TCP, by which the end of a machine is noticed in 40 seconds.
+_KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 3}
+
+# Connections by process, who ends this process, and folders to remove then.
+_open = types.SimpleNamespace(
+  files={}, others=[], number=0, ends=threading.RLock(), folders=[]
+)
+
+
+def serve(host: str | None) -> tuple[socket.socket, dict]:
+  """Process 0 listens; returns its socket, and where and how others reach it.
+
+  Args:
+    host: its name or address; None to find one.
+  """
+  server = socket.create_server(('', 0))
+  host, port = host or _own_address(), server.getsockname()[1]
+  place = {'host': host, 'port': port, 'token': secrets.token_hex(8)}
+  return server, place
+
+
+def _own_address():
+  """The address that packets to other machines would have."""
+  with (
+    contextlib.suppress(OSError),  # there may be no network
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+  ):
+    probe.connect(('192.0.2.1', 1))  # sends nothing
+    return probe.getsockname()[0]
+  return '127.0.0.1'
+
+
+def accept(server: socket.socket, token: str, count: int) -> None:
+  """Process 0 takes the connections of all other ones.
+
+  Raises:
+    OSError: if one does not connect in time.
+  """
+  with server:
+    server.settimeout(_SECONDS_TO_CONNECT)
+    while len(_open.files) < count - 1:
+      link, _ = server.accept()
+      link.settimeout(_SECONDS_TO_CONNECT)
+      file = link.makefile('rw')
+      own, _, number = file.readline().strip().partition(' ')
+      if not secrets.compare_digest(own, token):
+        link.close()
+        continue
+      _keep(link, file, int(number))
+  _listen(_heard_by_first)
+
+
+def reach(place: dict, number: int) -> None:
+  """A process connects with process 0, which has told its place.
+
+  Raises:
+    OSError: if it cannot.
+  """
+  address = place['host'], place['port']
+  link = socket.create_connection(address, _SECONDS_TO_CONNECT)
+  file = link.makefile('rw')
+  print(place['token'], number, file=file, flush=True)
+  _keep(link, file, 0)
+  _open.number = number
+  _listen(_heard_by_others)
+
+
+def _keep(link, file, number):
+  link.settimeout(None)
+  link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+  for name, value in _KEEPALIVE.items():
+    if hasattr(socket, name):
+      link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+  _open.files[number] = file
+
+
+def _listen(hear: Callable):
+  """Waits in threads for the last words of the others."""
+  for number, file in _open.files.items():
+    listener = threading.Thread(target=hear, args=(number, file), daemon=True)
+    _open.others.append(listener)
+    listener.start()
+
+
+def _last_words(file):
+  """What a process said before it ended, or {}."""
+  try:
+    return json.loads(file.readline() or '{}')
+  except (OSError, ValueError):
+    return {}
+
+
+def _heard_by_first(number, file):
+  words = _last_words(file)
+  if words:
+    time.sleep(_SECONDS_TO_EXPLAIN)
+  text = words.get('text', 'it is gone: the same command resumes the run')
+  threading.Thread(
+    target=_end_for,
+    args=(number, text, words.get('status', _GONE)),
+    daemon=True,
+  ).start()
+
+
+def _end_for(number, text, status):
+  _open.ends.acquire()
+  print(f'error: process {number}: {text}', file=sys.stderr, flush=True)
+  end(status)
+
+
+def _heard_by_others(_, file):
+  words = _last_words(file)
+  with _open.ends:
+    if not words:
+      text = 'error: process 0: it is gone: the same command resumes the run'
+      print(text, file=sys.stderr, flush=True)
+    _leave(words.get('status', _GONE))
+
+
+def are_open() -> bool:
+  """Whether this process is one of several."""
+  return bool(_open.files)
+
+
+def fail(status: int, text: str) -> None:
+  """Says why this process cannot go on; returns in process 0 alone, which is
+  to print it, and in a process without others."""
+  if not are_open():
+    return
+  if _open.number:
+    _say(_open.files[0], status=status, text=text)
+    threading.Event().wait()  # for process 0 to end all
+  if status == _GONE:
+    time.sleep(_SECONDS_TO_EXPLAIN)
+  _open.ends.acquire()
+
+
+def end(status: int) -> None:
+  """Ends all processes when process 0 ends; in another one waits for that."""
+  if _open.number:
+    threading.Event().wait()
+  _open.ends.acquire()
+  while signals.is_saving():
+    time.sleep(0.1)
+  for file in _open.files.values():
+    _say(file, status=status)
+  deadline = time.monotonic() + _SECONDS_TO_END
+  for other in _open.others:
+    other.join(max(0, deadline - time.monotonic()))
+  _leave(status)
+
+
+def _say(file, **words):
+  with contextlib.suppress(OSError):  # that process may be gone
+    print(json.dumps(words), file=file, flush=True)
+
+
+def remove_at_end(folder: str) -> None:
+  """Removes a folder when this process ends."""
+  _open.folders.append(folder)
+
+
+def _leave(status):
+  """Ends this process, without waiting for its devices."""
+  for folder in _open.folders:
+    shutil.rmtree(folder, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  os._exit(status)

@@ -1,0 +1,204 @@
+"""Processes that work on one run together, on one machine or on many.
+
+All make the same calls in the same order: each takes its share of the images of
+a batch and of the rows of a pass, and all see the same sums. Process 0 leads:
+it alone reads and writes the run directory. With one process nothing changes.
+
+Axes: N rows.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxclust import links, runtime
+from jaxclust.errors import InputError, one_line
+
+# Variables by which SLURM and Open MPI tell how many processes they started.
+_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+
+# Variable with the hosts of a pod of TPUs, between commas.
+_HOSTS = 'TPU_WORKER_HOSTNAMES'
+
+# Maximum bytes of a text that process 0 passes to the others.
+_TEXT_BYTES = 512
+
+
+def join(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Joins the other processes, if there are any; call it before JAX works.
+
+  Args:
+    coordinator: `HOST:PORT` of process 0, where JAX connects all; 'auto' to let
+      JAX find the others; None to do so where a launcher has started several.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+
+  Raises:
+    InputError: if they cannot be joined.
+  """
+  named = [v is not None for v in (num_processes, process_id)]
+  is_named = coordinator not in (None, 'auto')
+  if any(named) != is_named or is_named != all(named):
+    raise InputError(
+      'name the processes by --coordinator=HOST:PORT, --num_processes and '
+      '--process_id together, or by none of them'
+    )
+  if coordinator is None and not _are_several():
+    return
+  runtime.configure()
+  jax.config.update('jax_enable_preemption_service', False)  # as `signals` hear
+  address = coordinator if is_named else None
+  try:
+    jax.distributed.initialize(address, num_processes, process_id)
+    if jax.process_count() > 1:
+      _connect(address)
+  except (OSError, RuntimeError, ValueError, TypeError) as error:
+    raise InputError(
+      f'the other processes cannot be joined ({one_line(error)}): start all of '
+      'them, with the same --coordinator=HOST:PORT and --num_processes, and '
+      'each with its own --process_id'
+    ) from error
+  if not leads():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, for good
+
+
+def _are_several():
+  """Whether a launcher has started this process as one of several."""
+  counts = [int(os.environ.get(name) or 1) for name in _COUNTS]
+  return max(counts) > 1 or ',' in os.environ.get(_HOSTS, '')
+
+
+def _connect(address):
+  """Links this process with process 0."""
+  server, place = None, {}
+  if leads():
+    server, place = links.serve(address and address.rpartition(':')[0])
+  place = json.loads(_told(json.dumps(place)))
+  if leads():
+    links.accept(server, place['token'], jax.process_count())
+  else:
+    links.reach(place, jax.process_index())
+
+
+def _told(text):
+  """The text of process 0."""
+  note = np.zeros(_TEXT_BYTES, np.uint8)
+  own = text.encode()
+  note[: len(own)] = list(own)
+  return bytes(np.asarray(same(note))).rstrip(b'\0').decode()
+
+
+def are_several() -> bool:
+  """Whether this process is one of several."""
+  return links.are_open()
+
+
+def leads() -> bool:
+  """Whether this is process 0, or the only one."""
+  return jax.process_index() == 0
+
+
+def new_folder() -> str:
+  """A folder of a process that does not lead, removed when it ends."""
+  folder = tempfile.mkdtemp(prefix='jaxclust-')
+  links.remove_at_end(folder)
+  return folder
+
+
+def same(arrays: Any) -> Any:
+  """A pytree of arrays as process 0 has it; all have one of its shapes."""
+  if jax.process_count() == 1:
+    return arrays
+  return jax.tree.map(jnp.asarray, multihost_utils.broadcast_one_to_all(arrays))
+
+
+def most(number: int) -> int:
+  """The largest of the numbers of all processes, each of which waits for it."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def check_same(name: str, text: str) -> None:
+  """Checks that all processes have the same text, at most 512 bytes of it.
+
+  Raises:
+    InputError: if one has another.
+  """
+  if jax.process_count() > 1 and _told(text) != text:
+    raise InputError(
+      f'{name} of process {jax.process_index()} differ from those of process '
+      '0: give the same to all'
+    )
+
+
+def by_shares(fn: Callable, x: jax.Array | np.ndarray) -> jax.Array:
+  """An array `fn(x) [N, ...]` of rows `[N, ...]`, of which each process makes
+  its share and gets the whole."""
+  count = jax.process_count()
+  if count == 1:
+    return fn(x)
+  size = -(-len(x) // count)
+  start = min(size * jax.process_index(), len(x) - size)
+  parts = multihost_utils.process_allgather(fn(x[start : start + size]))
+  starts = np.minimum(size * np.arange(count), len(x) - size)
+  again = size * np.arange(count) - starts  # rows that the part before has
+  return jnp.concatenate([p[n:] for p, n in zip(parts, again, strict=True)])
+
+
+def share_rows(x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+  """Rows `[N, D]` shared by the devices of all processes, and their weights.
+
+  Rows of weight 0 are added where the devices are no divisor of N. One process
+  gets x as it is, and None.
+  """
+  if jax.process_count() == 1:
+    return x, None
+  mesh = Mesh(np.array(jax.devices()), ('rows',))
+  missing = -len(x) % mesh.size
+  weight = np.pad(np.ones(len(x), np.float32), (0, missing))
+  x = np.pad(np.asarray(x), ((0, missing), (0, 0)))
+  by_rows = NamedSharding(mesh, PartitionSpec('rows'))
+  return (
+    jax.make_array_from_callback(x.shape, by_rows, lambda index: x[index]),
+    weight,
+  )
+
+
+def replicate(mesh: Mesh, arrays: Any) -> Any:
+  """Puts a pytree of arrays, the same in all processes, on all devices of a
+  mesh."""
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  if jax.process_count() == 1:
+    return jax.device_put(arrays, everywhere)
+
+  def put(array):
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      return array
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(put(jax.random.key_data(array)))
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      array.shape, everywhere, lambda index: array[index]
+    )
+
+  return jax.tree.map(put, arrays)
+
+
+def here(arrays: Any) -> Any:
+  """Arrays that `replicate` has put on a mesh, on one device of this
+  process."""
+  return jax.tree.map(lambda a: a.addressable_data(0), arrays)
