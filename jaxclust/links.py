@@ -23,8 +23,11 @@ from jaxclust import signals
 # Status of processes that end since another one is gone.
 _GONE = 3
 
-# Seconds in which a process is to connect.
-_SECONDS_TO_CONNECT = 60
+# Seconds in which all processes are to connect, and then to say who they are.
+_SECONDS_TO_CONNECT, _SECONDS_TO_SPEAK = 60, 5
+
+# Maximum number of characters in which a process does so.
+_MOST_CHARACTERS = 64
 
 # Seconds in which the end of a process explains the error of another one, and
 # seconds in which all others are to end.
@@ -71,15 +74,20 @@ def accept(server: socket.socket, token: str, count: int) -> None:
   with server:
     server.settimeout(_SECONDS_TO_CONNECT)
     while len(_open.files) < count - 1:
-      link, _ = server.accept()
-      link.settimeout(_SECONDS_TO_CONNECT)
-      file = link.makefile('rw')
-      own, _, number = file.readline().strip().partition(' ')
-      if not secrets.compare_digest(own, token):
-        link.close()
-        continue
-      _keep(link, file, int(number))
+      _introduce(server.accept()[0], token)
   _listen(_heard_by_first)
+
+
+def _introduce(link, token):
+  """Keeps the link of a process that knows the token; closes a stranger's."""
+  link.settimeout(_SECONDS_TO_SPEAK)
+  file = link.makefile('rw', errors='replace')
+  with contextlib.suppress(OSError, ValueError):
+    own, _, number = file.readline(_MOST_CHARACTERS).strip().partition(' ')
+    if secrets.compare_digest(own.encode(), token.encode()):
+      return _keep(link, file, int(number))
+  file.close()
+  link.close()
 
 
 def reach(place: dict, number: int) -> None:
@@ -126,26 +134,33 @@ def _heard_by_first(number, file):
   words = _last_words(file)
   if words:
     time.sleep(_SECONDS_TO_EXPLAIN)
-  text = words.get('text', 'it is gone: the same command resumes the run')
-  threading.Thread(
-    target=_end_for,
-    args=(number, text, words.get('status', _GONE)),
-    daemon=True,
-  ).start()
+  # This thread is to end, as `end` waits for all that hear of a process.
+  threading.Thread(target=_end_for, args=(number, words), daemon=True).start()
 
 
-def _end_for(number, text, status):
+def _end_for(number, words):
+  """Ends all since a process has ended; after process 0 it is no news."""
   _open.ends.acquire()
-  print(f'error: process {number}: {text}', file=sys.stderr, flush=True)
-  end(status)
+  _tell(f'process {number}: {words["text"]}' if words else _gone(number))
+  end(words.get('status', _GONE))
+
+
+def _gone(number):
+  return (
+    f'process {number} is gone: start all again, in the same run directory, to '
+    'resume'
+  )
+
+
+def _tell(text):
+  print('error:', text, file=sys.stderr, flush=True)
 
 
 def _heard_by_others(_, file):
   words = _last_words(file)
   with _open.ends:
     if not words:
-      text = 'error: process 0: it is gone: the same command resumes the run'
-      print(text, file=sys.stderr, flush=True)
+      _tell(_gone(0))
     _leave(words.get('status', _GONE))
 
 

@@ -32,7 +32,7 @@ ORDER = [
   ('data', 'originals images tfds folders sources augment batches'),
   ('methods', 'method heads autoencoder dec dcn vade prototypes neighbors'),
   ('methods', 'committee'),
-  ('', 'encoding metrics workdir signals runtime'),
+  ('', 'encoding metrics workdir signals runtime links processes'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board fonts figures maps explorer page'),
   ('', 'phases model storage selection reliability answers criteria'),

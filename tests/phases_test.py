@@ -152,7 +152,7 @@ def test_a_learning_rate_of_a_million_ends_a_training(tmp_path, monkeypatch):
 def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
   tmp_path, monkeypatch
 ):
-  ask = signals.is_requested
+  ask = signals.requested
 
   def ask_just_before_it_comes():
     answer = ask()
@@ -169,7 +169,7 @@ def test_a_signal_that_comes_while_it_looks_waits_for_the_next_save(
 
   state = {'a': jnp.zeros(2)}
   monkeypatch.setattr(signals._requests, 'number', None)
-  monkeypatch.setattr(signals, 'is_requested', ask_just_before_it_comes)
+  monkeypatch.setattr(signals, 'requested', ask_just_before_it_comes)
   with pytest.raises(signals.Stopped), signals.listening():
     run()
   assert checkpoints.restore(tmp_path, 'gmm', state)[0] == 2

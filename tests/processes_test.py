@@ -1,20 +1,16 @@
 """Two processes of two devices each, which share rows, against one device."""
 
 import pathlib
-import socket
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import one_process
 import pytest
+import together
 from point_sets import blobs
 
 from jaxclust import kmeans
-
-# Seconds after which processes count as hanging.
-_PATIENCE = 200
 
 
 @pytest.fixture(scope='module')
@@ -29,24 +25,13 @@ def found(points, tmp_path_factory):
   """What each process has found."""
   folder = tmp_path_factory.mktemp('shared')
   np.savez(folder / 'points.npz', x=points[0], weight=points[1])
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  script = pathlib.Path(one_process.__file__)
+  port, script = together.free_port(), pathlib.Path(one_process.__file__)
   commands = [
     [sys.executable, script, str(number), '2', str(port), folder]
     for number in range(2)
   ]
-  processes = [
-    subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands
-  ]
-  try:
-    for process in processes:
-      _, errors = process.communicate(timeout=_PATIENCE)
-      assert not process.returncode, errors
-  finally:
-    for process in processes:
-      process.kill()
+  statuses, said = together.wait(together.start(commands, [None, None]))
+  assert statuses == [0, 0], said
   return [dict(np.load(folder / f'{number}.npz')) for number in range(2)]
 
 

@@ -16,6 +16,7 @@ from jaxclust import (
   networks,
   phases,
   plans,
+  processes,
   steps,
   training,
 )
@@ -180,10 +181,10 @@ def test_devices_that_share_a_batch_make_the_same_steps():
   states = []
   for count in (1, 2):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ('batch',))
-    state, images = steps.replicate(
+    state, images = processes.replicate(
       mesh, (first_state(plan), jnp.asarray(IMAGES))
     )
-    options = steps.replicate(mesh, plan.drawn)
+    options = processes.replicate(mesh, plan.drawn)
     rates = np.full(4, 1e-2, np.float32)
     states.append(
       steps.train_steps(

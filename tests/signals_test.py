@@ -64,9 +64,9 @@ def test_a_signal_waits_for_a_check():
 
   def run():
     signals.check()
-    assert not signals.is_requested()
+    assert not signals.requested()
     send(signal.SIGTERM)
-    assert signals.is_requested()
+    assert signals.requested() == signal.SIGTERM
     done.append('saved')
     signals.check()
     done.append('too much')

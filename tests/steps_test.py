@@ -12,7 +12,7 @@ import optax
 import pytest
 from small_networks import METHOD, NETWORK, draw_images, run_of
 
-from jaxclust import encoding, networks, plans, steps
+from jaxclust import encoding, networks, plans, processes, steps
 from jaxclust.data import batches
 from jaxclust.data.augment import augment, from_options
 from jaxclust.defaults import TRAINING
@@ -216,7 +216,7 @@ def test_devices_that_share_batches_make_the_same_steps():
   rows = rows_of(12, batch_size=15, keys=keys)
   drawn = from_options(noise=0.3, max_shift=2.0, max_rotation=10.0)
   alone = train(rows, keys=keys, augmentation=drawn)
-  state, images = steps.replicate(mesh, (init(keys), IMAGES))
+  state, images = processes.replicate(mesh, (init(keys), IMAGES))
   shared = train(
     rows, images, mesh=mesh, state=state, keys=keys, augmentation=drawn
   )
