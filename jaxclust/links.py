@@ -106,11 +106,13 @@ def reach(place: dict, number: int) -> None:
 
 
 def _keep(link, file, number):
+  """Keeps the file of a link, which is open as long as the file is."""
   link.settimeout(None)
   link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for name, value in _KEEPALIVE.items():
     if hasattr(socket, name):
       link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+  link.close()
   _open.files[number] = file
 
 
