@@ -321,7 +321,7 @@ def _sixteen_bits(path):
     (_program, r'0\.png cannot be read as a picture'),
     (
       _resize,
-      r'0\.png has 5x6 pixels .* 6x5: resize .*--config.data.size=\(6, 5\)$',
+      r'0\.png has 5x6 pixels .* 1 of 4 .* 6x5: .*--config.data.size=\(6, 5\)$',
     ),
     (_sixteen_bits, r'0\.png has mode I;16, more than 8 bits'),
     (_deep_colours, r'0\.png has mode RGB, more than 8 bits'),
@@ -467,6 +467,14 @@ def test_an_image_beside_the_labels_is_named(tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
   with pytest.raises(InputError, match=r'holds no \.png'):
+    data.load(str(tmp_path))
+
+
+def test_large_photos_of_many_sizes_get_a_size_for_networks(tmp_path):
+  for row, size in enumerate([(300, 400), (300, 400), (200, 400), (10, 400)]):
+    save(tmp_path / f'{row}.png', random_images(*size))
+  told = r'2 of 4 .* 300x400: .*--config.data.size=\(72, 96\)$'
+  with pytest.raises(InputError, match=told):
     data.load(str(tmp_path))
 
 

@@ -32,6 +32,9 @@ _BACKGROUND = 'white'
 # Maximum number of files that a message names.
 _NAMED = 10
 
+# Maximum height or width that is suggested for pictures.
+_SUITED_SIDE = 96
+
 
 def read(
   name: str, root: Path, size: tuple[int, int] | None, skip_bad: bool
@@ -69,9 +72,11 @@ def read(
     raise InputError(f'{_named(root, bad)}: repair or remove them, {remedy}')
   if odd and not skip_bad:
     usual = images.shape[1:3]
+    (file, why), total = odd[0], len(odd) + len(images)
     raise InputError(
-      f'{_named(root, odd)}, most images have {usual[0]}x{usual[1]}: resize '
-      f'all with --config.data.size={usual}'
+      f'{root / file} {why}: {len(odd)} of {total} pictures differ from the '
+      f'most common size, {usual[0]}x{usual[1]}: resize all with '
+      f'--config.data.size={_suited(usual)}'
     )
   labels, names = _labels(root, files, depth=int(is_split))
   dataset = Dataset(
@@ -93,6 +98,12 @@ def read(
 
 def _is_test(file):
   return file.split(os.sep)[0].lower() == 'test'
+
+
+def _suited(size):
+  """A (height, width) of about the same shape that a network takes."""
+  scale = min(1, _SUITED_SIDE / max(size))
+  return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _named(root, bad):
