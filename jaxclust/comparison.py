@@ -16,7 +16,7 @@ from jaxclust import commands, data, metrics, tables, workdir
 from jaxclust.data import Dataset
 from jaxclust.errors import InputError
 from jaxclust.paths import as_path
-from jaxclust.report import console, figures
+from jaxclust.report import console, figures, pictures
 from jaxclust.report.console import timed
 from jaxclust.report.page import Section
 
@@ -227,7 +227,7 @@ def _flow(first, other, dataset, folder, number):
     )
   ]
   if rows:
-    (images,) = figures.to_unit(dataset.images)
+    (images,) = pictures.to_unit(dataset.images)
     gallery = figures.gallery(
       folder / f'streams-{number}.png', images, rows, titles
     )

@@ -13,7 +13,7 @@ from jaxclust import encoding, model, plans, tables
 from jaxclust.algorithms.assignment import Assignment
 from jaxclust.data import Dataset, augment
 from jaxclust.model import Model
-from jaxclust.report import figures, page
+from jaxclust.report import page, pictures
 
 # Number of images whose views are shown.
 _SHOWN = 10
@@ -40,7 +40,7 @@ def find(
     )
     course['reconstruct'] = lambda some: own.decode(own.points(some))
   if own.method is None:
-    images, centers = figures.to_unit(images, centers)
+    images, centers = pictures.to_unit(images, centers)
   return page.Findings(
     images=images,
     places={name: own[first] for name, own in places.items()},

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclust.report import figures, fonts
+from jaxclust.report import figures, fonts, pictures
 
 
 def test_images_are_laid_out_in_rows():
   images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
   np.testing.assert_array_equal(
-    figures.sheet(images, 2)[..., 0], [[0, 1], [2, 128]]
+    pictures.sheet(images, 2)[..., 0], [[0, 1], [2, 128]]
   )
   np.testing.assert_array_equal(
-    figures.sheet(images[1:], 2, gap=1)[..., 0],
+    pictures.sheet(images[1:], 2, gap=1)[..., 0],
     [[1, 128, 2, 128], [128, 128, 128, 128]],
   )
   np.testing.assert_array_equal(
-    figures.as_bytes(np.array([-1.0, 0.2, 1.0, 7.0])), [0, 51, 255, 255]
+    pictures.as_bytes(np.array([-1.0, 0.2, 1.0, 7.0])), [0, 51, 255, 255]
   )
 
 
@@ -62,7 +62,7 @@ def test_a_gallery_of_many_clusters_is_still_a_picture(tmp_path):
   ('channels', 'mode'), [(1, 'L'), (2, 'L'), (3, 'RGB'), (4, 'RGBA'), (5, 'L')]
 )
 def test_an_image_of_any_channels_is_written(channels, mode, tmp_path):
-  figures.save_image(
+  pictures.save_image(
     tmp_path / 'a' / 'b.png', np.zeros((4, 5, channels), np.uint8)
   )
   with Image.open(tmp_path / 'a' / 'b.png') as image:

@@ -34,7 +34,7 @@ ORDER = [
   ('methods', 'committee'),
   ('', 'encoding metrics workdir signals runtime links processes'),
   ('', 'steps plans training checkpoints'),
-  ('report', 'console board fonts figures maps explorer page'),
+  ('report', 'console board fonts pictures figures maps explorer page'),
   ('', 'phases model storage selection reliability answers criteria'),
   ('estimators', 'base kmeans minibatch mixture autoencoder'),
   ('', 'tables findings pipeline'),

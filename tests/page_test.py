@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxclust import metrics
 from jaxclust.errors import InputError
-from jaxclust.report import figures, maps, page
+from jaxclust.report import maps, page, pictures
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None
@@ -178,7 +178,7 @@ def test_the_strips_of_a_cluster_are_its_first_and_last_by_order(tmp_path):
   ):
     assert text.endswith('members of cluster 2')
     np.testing.assert_array_equal(
-      np.asarray(Image.open(path)), figures.sheet(rows, 10, gap=1)[..., 0]
+      np.asarray(Image.open(path)), pictures.sheet(rows, 10, gap=1)[..., 0]
     )
   shares = dict.fromkeys(NAMES, '33%')
   assert card['classes'] == ', '.join(f'{k} {v}' for k, v in shares.items())
@@ -192,7 +192,7 @@ def test_reconstructions_are_of_the_least_and_the_largest_errors(tmp_path):
   ):
     twice = np.concatenate([rows, rows])
     np.testing.assert_array_equal(
-      np.asarray(Image.open(path)), figures.sheet(twice, 10, gap=1)[..., 0]
+      np.asarray(Image.open(path)), pictures.sheet(twice, 10, gap=1)[..., 0]
     )
 
 

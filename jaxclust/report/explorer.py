@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxclust.report import figures, maps
+from jaxclust.report import figures, maps, pictures
 
 # Maximum number of images on the map; of thumbnails; and of these where they
 # take little room.
@@ -100,11 +100,11 @@ def _save(path, images):
   """Writes thumbnails of images, and an empty one, as a sheet; returns how many
   stand in a row, and their height and width."""
   step = -(-max(images.shape[1:3]) // _SIDE)
-  small = figures.as_bytes(images[:, ::step, ::step])
+  small = pictures.as_bytes(images[:, ::step, ::step])
   blank = np.full((1, *small.shape[1:]), 128, np.uint8)
   columns = int(np.ceil(np.sqrt(len(images) + 1)))
-  sheet = figures.sheet(np.concatenate([small, blank]), columns)
-  figures.save_image(path, sheet, lossless=sheet[..., 0].size <= _LOSSLESS)
+  sheet = pictures.sheet(np.concatenate([small, blank]), columns)
+  pictures.save_image(path, sheet, lossless=sheet[..., 0].size <= _LOSSLESS)
   return columns, *small.shape[1:3]
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run: charts, and sheets of images.
+"""Figures of a run: charts, and galleries of images.
 
 Functions that take a path write a PNG file there, create its folder and return
 the path. A chart that cannot be drawn is a warning, and its path None: nothing
@@ -11,16 +11,15 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy import optimize
 
 from jaxclust import checks, metrics
 from jaxclust.errors import one_line
+from jaxclust.report import pictures
 from jaxclust.report.fonts import readable
 
 # Maximum height of a gallery in inches; Matplotlib cannot draw above 400.
@@ -333,20 +332,6 @@ def _draw_times(axes, rows):
   axes.margins(x=0.1)
 
 
-def sheet(images: np.ndarray, num_columns: int, gap: int = 0) -> np.ndarray:
-  """Lays images `[N, H, W, C]` out row by row on grey, with pixels of grey as a
-  gap below and to the right of each image.
-
-  Returns:
-    `[ceil(N / num_columns) (H + gap), num_columns (W + gap), C]` uint8.
-  """
-  padding = (0, -len(images) % num_columns), (0, gap), (0, gap), (0, 0)
-  cells = np.pad(as_bytes(images), padding, constant_values=128)
-  _, height, width, channels = cells.shape
-  cells = cells.reshape(-1, num_columns, height, width, channels)
-  return cells.swapaxes(1, 2).reshape(-1, num_columns * width, channels)
-
-
 @_chart
 def gallery(
   path: Path,
@@ -360,51 +345,19 @@ def gallery(
   longest = max(map(len, rows))
   lines = np.full((len(rows), longest, *images.shape[1:]), 128, np.uint8)
   for line, own in zip(lines, rows, strict=True):
-    line[: len(own)] = as_bytes(images[own])
-  canvas = sheet(lines.reshape(-1, *images.shape[1:]), longest, gap=1)
+    line[: len(own)] = pictures.as_bytes(images[own])
+  canvas = pictures.sheet(lines.reshape(-1, *images.shape[1:]), longest, gap=1)
   inches = min(0.6, _MAX_HEIGHT / len(rows))  # height of a line
   axes = _axes(
     1.5 + inches * longest * width / height, 0.3 + inches * len(rows), xticks=[]
   )
   options = {'cmap': 'gray', 'vmin': 0, 'vmax': 255}
-  axes.imshow(_picture(canvas), interpolation='nearest', **options)
+  axes.imshow(pictures.as_file(canvas), interpolation='nearest', **options)
   middles = (np.arange(len(rows)) + 0.5) * (height + 1)
   axes.set_yticks(middles, titles, fontsize=8)
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
   return _save(axes.figure, path)
-
-
-def as_bytes(images: np.ndarray) -> np.ndarray:
-  """Returns images as uint8: floats are clipped to 0 to 1 and scaled to 255.
-
-  >>> as_bytes(np.array([-1.0, 0.2, 1.0])).tolist()
-  [0, 51, 255]
-  """
-  if images.dtype == np.uint8:
-    return images
-  return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-
-
-def to_unit(images: np.ndarray, *others: np.ndarray) -> tuple:
-  """Images, and others with values of their kind, from 0 to 1; bytes stay."""
-  if images.dtype == np.uint8:
-    return images, *others
-  low, high = min(0.0, images.min()), max(1.0, images.max())
-  return tuple((a - low) / (high - low) for a in (images, *others))
-
-
-def save_image(path: Path, image: np.ndarray, **options: Any) -> Path:
-  """Writes an image `[H, W, C]`, see `as_bytes`, with options of Pillow's."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(_picture(as_bytes(image))).save(path, **options)
-  return path
-
-
-def _picture(image):
-  """Returns an image `[H, W, C]` as the file formats take it: `[H, W]`, its
-  first channel, unless C is 3 or 4."""
-  return image if image.shape[2] in (3, 4) else image[..., 0]
 
 
 def _axes(width, height, **properties):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from jaxclust.report import console, explorer, figures, maps
+from jaxclust.report import console, explorer, figures, maps, pictures
 
 _STRIP = 10  # images in a strip
 _FOLDER = pathlib.Path(__file__).parent  # of the template and its script
@@ -84,9 +84,9 @@ def _sections(findings, folder) -> Iterator[Section]:
   if findings.reconstruct is not None:
     yield _reconstructions(findings, folder)
   if len(findings.views):
-    path = figures.save_image(
+    path = pictures.save_image(
       folder / 'views.png',
-      figures.sheet(np.concatenate(findings.views), len(findings.views[0]), 1),
+      pictures.sheet(np.concatenate(findings.views), len(findings.views[0]), 1),
     )
     yield Section(
       'Views',
@@ -139,10 +139,10 @@ def _reconstructions(findings, folder):
   for name, rows in (('best', order), ('worst', order[::-1])):
     images = findings.images[rows[:_STRIP]]
     pairs = images, np.asarray(findings.reconstruct(images))
-    pairs = np.concatenate([figures.as_bytes(part) for part in pairs])
-    path = figures.save_image(
+    pairs = np.concatenate([pictures.as_bytes(part) for part in pairs])
+    path = pictures.save_image(
       folder / f'reconstructions_{name}.png',
-      figures.sheet(pairs, len(images), gap=1),
+      pictures.sheet(pairs, len(images), gap=1),
     )
     strips.append((path, f'{name}: images above, reconstructions below'))
   return Section(
@@ -189,9 +189,9 @@ def _cluster_card(findings, cluster, folder):
   for name, order in orders.items():
     rows = members[np.argsort(order, kind='stable')[:_STRIP]]
     if rows.size:
-      path = figures.save_image(
+      path = pictures.save_image(
         folder / f'cluster_{cluster}_{name}.png',
-        figures.sheet(findings.images[rows], _STRIP, gap=1),
+        pictures.sheet(findings.images[rows], _STRIP, gap=1),
       )
       strips.append((path, f'{name} members of cluster {cluster}'))
   return {
@@ -200,7 +200,7 @@ def _cluster_card(findings, cluster, folder):
     'size': len(members),
     'share': len(members) / len(findings.labels),
     'classes': _commonest_classes(findings, members),
-    'center': figures.save_image(
+    'center': pictures.save_image(
       folder / f'cluster_{cluster}_center.png', findings.centers[cluster]
     ),
     'strips': strips,
