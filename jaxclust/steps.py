@@ -91,7 +91,7 @@ def make_mesh(operations: int, batch_size: int) -> Mesh:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('method', 'optimizer', 'mesh'),
+  static_argnames=('method', 'optimizer', 'mesh', 'are_shares'),
   donate_argnames='state',
 )
 def train_steps(
@@ -106,6 +106,7 @@ def train_steps(
   targets: Any = (),
   optimizer: str = 'adam',
   mesh: Mesh | None = None,
+  are_shares: bool = False,
   clip_norm: float = 0.0,
   momentum: float = 0.9,
   weight_decay: float = 0.0,
@@ -124,6 +125,8 @@ def train_steps(
     targets: pytree of `[R, N, ...]`.
     optimizer: of `OPTIMIZERS`.
     mesh: the devices that share each batch, see `make_mesh`; None for one.
+    are_shares: whether each of them has images of its own, as many as the
+      others, among which its rows are.
     clip_norm: maximum norm of a gradient, longer ones are shortened to it; 0
       for none.
     momentum: what past gradients weigh in a step.
@@ -152,17 +155,18 @@ def train_steps(
     rows, numbers = (
       jnp.pad(a, missing, constant_values=-1) for a in (rows, numbers)
     )
-    steps = _shared_by(mesh, steps)
+    steps = _shared_by(mesh, steps, are_shares)
   return steps(state, images, keys, targets, rows, numbers, learning_rates)
 
 
-def _shared_by(mesh, steps):
+def _shared_by(mesh, steps, are_shares):
   """The same steps with the batches shared by the devices of a mesh."""
   whole, shared = PartitionSpec(), PartitionSpec(None, None, _BATCH)
+  images = PartitionSpec(_BATCH) if are_shares else whole
   return jax.shard_map(
     steps,
     mesh=mesh,
-    in_specs=(whole, whole, whole, whole, shared, shared, whole),
+    in_specs=(whole, images, whole, whole, shared, shared, whole),
     out_specs=whole,
     check_vma=False,
   )

@@ -189,7 +189,7 @@ def _train_epoch(course, plan):
   )
   cuts = range(begun, plan.steps_per_epoch, plan.steps_per_call)
   parts = _split(order, tuple(cuts), 1)[1:]
-  for images, place, numbers in batches.batches(plan.images, parts, put):
+  for images, place, numbers in batches.batches(plan.images, parts, plan.mesh):
     rates = put(plan.rates[step : step + place.shape[1]])
     state = steps.train_steps(
       course.state,
@@ -201,6 +201,7 @@ def _train_epoch(course, plan):
       method=plan.train,
       optimizer=plan.options['optimizer'],
       mesh=plan.mesh,
+      are_shares=not isinstance(plan.images, jax.Array),
       **plan.drawn,
     )
     course = course._replace(state=state)

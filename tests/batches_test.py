@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jaxclust import memory
 from jaxclust.data import batches
@@ -77,8 +78,9 @@ def test_parts_of_an_epoch_hold_their_images():
   images = draw_images(12)
   rows = np.array([[[3, 1], [11, 0], [7, -1]], [[5, 5], [2, 9], [4, 6]]])
   parts = [jnp.asarray(rows[:, :2]), jnp.asarray(rows[:, 2:])]
+  mesh = Mesh(jax.devices()[:1], ('batch',))
   for source in (images, jnp.asarray(images)):
-    found = list(batches.batches(source, parts))
+    found = list(batches.batches(source, parts, mesh))
     assert len(found) == 2
     for (pool, places, numbers), part in zip(found, parts, strict=True):
       assert isinstance(pool, jax.Array)
@@ -94,5 +96,23 @@ def test_parts_of_an_epoch_hold_their_images():
 
 def test_a_part_that_is_streamed_is_no_larger_than_its_batches():
   part = jnp.arange(4, dtype=jnp.int32).reshape(1, 2, 2)
-  ((pool, _, _),) = batches.batches(draw_images(50), [part])
+  mesh = Mesh(jax.devices()[:1], ('batch',))
+  ((pool, _, _),) = batches.batches(draw_images(50), [part], mesh)
   assert pool.shape == (4, 3, 2, 1)
+
+
+def test_each_device_gets_the_images_of_its_share():
+  images, mesh = draw_images(12), Mesh(jax.devices()[:2], ('batch',))
+  part = jnp.array([[[3, 1, 7], [11, 0, -1]]])
+  ((pool, place, numbers),) = batches.batches(images, [part], mesh)
+  np.testing.assert_array_equal(numbers, [[[3, 1, 7, -1], [11, 0, -1, -1]]])
+  assert pool.shape[0] == 8
+  for own, columns in zip(
+    pool.addressable_shards, ([0, 1], [2, 3]), strict=True
+  ):
+    places, wanted = (np.asarray(a)[..., columns] for a in (place, numbers))
+    np.testing.assert_array_equal(places < 0, wanted < 0)
+    known = wanted >= 0
+    np.testing.assert_array_equal(
+      np.asarray(own.data)[places[known]], images[wanted[known]]
+    )

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = [
   ('', 'errors paths terminal checks memory prefetch programs frames'),
   ('', 'meanings commands defaults layers rows'),
-  ('', 'inputs networks'),
+  ('', 'inputs networks signals runtime links processes'),
   ('algorithms', 'consensus neighbors tiles distances solver covariances'),
   ('algorithms', 'lloyd em'),
   ('algorithms', 'seeding prediction densities products pruning runs'),
@@ -32,7 +32,7 @@ ORDER = [
   ('data', 'originals images tfds folders sources augment batches'),
   ('methods', 'method heads autoencoder dec dcn vade prototypes neighbors'),
   ('methods', 'committee'),
-  ('', 'encoding metrics workdir signals runtime links processes'),
+  ('', 'encoding metrics workdir'),
   ('', 'steps plans training checkpoints'),
   ('report', 'console board fonts pictures figures maps explorer page'),
   ('', 'phases model storage selection reliability answers criteria'),

@@ -7,14 +7,15 @@ the device.
 Axes: N images, R runs, S steps, B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclust import memory
+from jaxclust import memory, processes
 from jaxclust.prefetch import ahead
 
 PLACEMENTS = ('auto', 'device', 'host')
@@ -94,32 +95,39 @@ def draw_order(
 
 
 def batches(
-  images: jax.Array | np.ndarray,
-  parts: Sequence[jax.Array],
-  put: Callable = jax.device_put,
+  images: jax.Array | np.ndarray, parts: Sequence[jax.Array], mesh: Mesh
 ) -> Iterator[tuple[Any, jax.Array, jax.Array]]:
   """Brings the images of each part of an epoch to the devices.
 
   Args:
-    images: `[N, H, W, C]`.
+    images: `[N, H, W, C]`, those of JAX on all devices of the mesh.
     parts: numbers `[R, S, B]` of the images in the batches of S steps; -1 where
       a batch is not full.
-    put: takes a pytree of arrays to where the batches are used.
+    mesh: the devices that share each batch.
 
   Yields:
-    For each part images on the device, the places `[R, S, B]` of the batches'
-    images among these, and the numbers `[R, S, B]` of the images.
+    For each part images, the places `[R, S, B]` of the batches' images among
+    these, and the numbers `[R, S, B]` of the images. Images of NumPy are sent
+    to the device whose share of a batch they are in, and no others are read;
+    places are those on that device, and B is a multiple of the devices.
   """
-  if isinstance(images, jax.Array):
-    for part in parts:
-      numbers = put(part)
-      yield images, numbers, numbers
-    return
+  by_images = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
   def send(part):
-    part = np.asarray(part)
-    place = np.arange(part.size, dtype=part.dtype).reshape(part.shape)
-    pool = images[np.maximum(part, 0).reshape(-1)]
-    return put((pool, np.where(part < 0, -1, place), part))
+    if isinstance(images, jax.Array):
+      numbers = processes.replicate(mesh, part)
+      return images, numbers, numbers
+    missing = (0, 0), (0, 0), (0, -part.shape[2] % mesh.size)
+    part = np.pad(np.asarray(part), missing, constant_values=-1)
+    shares = np.stack(np.split(part, mesh.size, axis=2))  # [devices, R, S, B]
+    wanted = np.maximum(shares, 0).reshape(-1)
+    pool = jax.make_array_from_callback(
+      (len(wanted), *images.shape[1:]),
+      by_images,
+      lambda index: images[wanted[index[0]]],
+    )
+    place = np.arange(shares[0].size, dtype=part.dtype).reshape(shares[0].shape)
+    place = np.where(part < 0, -1, np.tile(place, mesh.size))
+    return pool, *processes.replicate(mesh, (place, part))
 
   yield from ahead(parts, send)
