@@ -25,6 +25,9 @@ from jaxclust.meanings import meaning
 _PACKAGE = pathlib.Path(__file__).parent
 _ROOTS = (pathlib.Path(), _PACKAGE, _PACKAGE.parent)
 
+# The line of a config's text that tells how long it takes.
+_TIME = re.compile(r'^Takes (.+) on two cores\.$', re.MULTILINE)
+
 # Options that `--clusters` sets, and groups that have other plans with them.
 _COUNTS, _ELSEWHERE = ('num_clusters', 'num_components'), ('sweep', 'benchmark')
 
@@ -115,10 +118,16 @@ def _docstring(file):
     return ''
 
 
+def _line(text):
+  """The first line of a config's text, and how long it takes."""
+  time = _TIME.search(text)
+  return text.partition('\n')[0] + (f' ({time[1]})' if time else '')
+
+
 def listing() -> str:
-  """The configs by name, each with its line; those that commands have of their
-  own come last."""
-  texts = {n: _docstring(_find(n)).partition('\n')[0] for n in files()}
+  """The configs by name, each with its line and the time that its text tells;
+  those that commands have of their own come last."""
+  texts = {n: _line(_docstring(_find(n))) for n in files()}
   width = max(map(len, texts), default=0)
   lines = {n: f'{n:{width}}  {text}' for n, text in texts.items()}
   own = [lines.pop(n) for n in COMMANDS if n in lines]
