@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from jaxclust import signals
 
@@ -25,6 +25,9 @@ _GONE = 3
 
 # Seconds in which all processes are to connect, and then to say who they are.
 _SECONDS_TO_CONNECT, _SECONDS_TO_SPEAK = 60, 5
+
+# Seconds after which a process that waits for others says so.
+_SECONDS_OF_SILENCE = 2
 
 # Maximum number of characters in which a process does so.
 _MOST_CHARACTERS = 64
@@ -40,6 +43,29 @@ _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 3}
 _open = types.SimpleNamespace(
   files={}, others=[], number=0, ends=threading.RLock(), folders=[]
 )
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+  """Says that this process waits for others, if it does, and ends it if they
+  are not there within some seconds."""
+  met = threading.Event()
+
+  def watch():
+    if not met.wait(_SECONDS_OF_SILENCE):
+      print('waiting for the other processes ...', flush=True)
+    if not met.wait(seconds):
+      _tell(
+        f'the other processes are not there after {seconds:g} seconds: start '
+        'all, each with its own --process_id, where they reach --coordinator'
+      )
+      os._exit(2)
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield
+  finally:
+    met.set()
 
 
 def serve(host: str | None) -> tuple[socket.socket, dict]:

@@ -9,6 +9,7 @@ Axes: N rows.
 
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,9 @@ _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 # Variable with the hosts of a pod of TPUs, between commas.
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
+
+# Seconds in which all processes are to be there.
+_SECONDS_TO_MEET = 300
 
 # Maximum bytes of a text that process 0 passes to the others.
 _TEXT_BYTES = 512
@@ -58,13 +62,19 @@ def join(
     )
   if coordinator is None and not _are_several():
     return
+  if is_named:
+    _check_named(coordinator, num_processes, process_id)
   runtime.configure()
   jax.config.update('jax_enable_preemption_service', False)  # as `signals` hear
   address = coordinator if is_named else None
   try:
-    jax.distributed.initialize(address, num_processes, process_id)
-    if jax.process_count() > 1:
-      _connect(address)
+    with links.patience(_SECONDS_TO_MEET):
+      jax.distributed.initialize(
+        *(address, num_processes, process_id),
+        initialization_timeout=2 * _SECONDS_TO_MEET,  # where JAX aborts
+      )
+      if jax.process_count() > 1:
+        _connect(address)
   except (OSError, RuntimeError, ValueError, TypeError) as error:
     raise InputError(
       f'the other processes cannot be joined ({one_line(error)}): start all of '
@@ -73,6 +83,28 @@ def join(
     ) from error
   if not leads():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, for good
+
+
+def _check_named(coordinator, num_processes, process_id):
+  """Checks what JAX would abort at."""
+  host, _, port = coordinator.rpartition(':')
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    raise InputError(
+      f'--coordinator is {coordinator!r}: it must be HOST:PORT of process 0'
+    )
+  if not 0 <= process_id < num_processes:
+    raise InputError(
+      f'--process_id is {process_id}: it must be from 0 to {num_processes - 1}'
+    )
+  if process_id:
+    return
+  try:
+    socket.create_server(('', int(port))).close()
+  except OSError as error:
+    raise InputError(
+      f'port {port} of --coordinator cannot be used ({error.strerror}): name '
+      'another one to all'
+    ) from error
 
 
 def _are_several():

@@ -165,6 +165,34 @@ def test_processes_are_named_in_full(named):
     processes.join(*named)
 
 
+def test_what_cannot_be_joined_is_named():
+  with socket.create_server(('', 0)) as taken:
+    port = taken.getsockname()[1]
+    for named, error in [
+      (('127.0.0.1', 2, 0), 'must be HOST:PORT'),
+      (('127.0.0.1:0', 2, 0), 'must be HOST:PORT'),
+      (('127.0.0.1:9876', 2, 2), 'must be from 0 to 1'),
+      ((f'127.0.0.1:{port}', 2, 0), f'port {port} .* cannot be used'),
+    ]:
+      with pytest.raises(InputError, match=error):
+        processes.join(*named)
+
+
+@pytest.mark.slow
+def test_a_process_does_not_wait_for_ever(tmp_path):
+  code = (
+    'from jaxclust import processes\n'
+    'processes._SECONDS_TO_MEET = 1\n'
+    f'processes.join("127.0.0.1:{together.free_port()}", 2, 1)'
+  )
+  statuses, said = together.wait(
+    together.start([[sys.executable, '-c', code]], [None])
+  )
+  assert statuses == [2]
+  assert lines(said[0]) == [said[0].strip()]
+  assert 'are not there after 1 seconds' in said[0]
+
+
 def test_a_process_alone_does_all_itself():
   x = jax.numpy.arange(6.0).reshape(3, 2)
   assert processes.same(x) is x
