@@ -2,6 +2,8 @@
 
 python launch.py --config=configs/ae_kmeans.py
 python launch.py --config=configs/ae_kmeans.py:digits
+
+Takes 6 min, digits 1 min, on two cores.
 """
 
 from jaxclust import defaults

@@ -11,6 +11,8 @@ pixels have one look, and six seeds that err differently.
 
 A committee that was stopped goes on where it was. `jaxclust.load` loads all of
 its networks as one model.
+
+Takes 45 min, digits 6 min, on two cores.
 """
 
 import pathlib

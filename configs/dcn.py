@@ -5,6 +5,8 @@ r"""Deep clustering network (DCN): an autoencoder, then k-means in its code.
 
 An autoencoder is trained first; reconstruction and distances from the nearest
 centers then train it further, as in Yang et al. (2017).
+
+Takes digits 3 min, on two cores.
 """
 
 from jaxclust import defaults

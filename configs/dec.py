@@ -7,6 +7,8 @@ r"""Deep embedded clustering: an autoencoder, then DEC on its code.
 
 The network and the optimisers are those of Xie et al. (2016), but that the
 autoencoder is trained as a whole instead of layer by layer.
+
+Takes digits 2 min, on two cores.
 """
 
 from jaxclust import defaults

@@ -5,6 +5,8 @@ r"""An autoencoder, places by the graph of neighbours in its code, a mixture.
 
 It is N2D (McConville et al. 2021) with exact neighbours and a spectral
 embedding in the place of UMAP. The mixture's covariances are full.
+
+Takes digits 2 min, on two cores.
 """
 
 from jaxclust import defaults

@@ -5,12 +5,13 @@ r"""The flagship: prototypes with balanced assignments, heads that cluster them.
   python launch.py --config=configs/prototypes.py \
     --config.stages="('prototypes', 'neighbors')"
 
-Fashion-MNIST: ACC 0.755 +- 0.002, ARI 0.62, nine minutes on two cores.
-Digits: ACC 0.96 +- 0.025, a minute.
+Fashion-MNIST: ACC 0.755 +- 0.002, ARI 0.62. Digits: ACC 0.96 +- 0.025.
 
 Views of an image tell the network what does not matter: where a thing lies, how
 large and how bright it is. Left and right are swapped only where they may be:
 not in digits, which are turned by some degrees instead.
+
+Takes 9 min, digits 2 min, on two cores.
 """
 
 from jaxclust import defaults

@@ -6,6 +6,8 @@ r"""How many clusters? Six criteria over a range of numbers, without labels.
 
 The embedding is that of configs/prototypes.py. It does not depend on the number
 of clusters there, as gradients of the heads do not reach it.
+
+Takes digits 3 min, on two cores.
 """
 
 import pathlib

@@ -5,6 +5,8 @@ r"""Variational deep embedding (VaDE): an autoencoder, then a mixture as prior.
 
 An autoencoder and a mixture of its codes are what the evidence lower bound of
 Jiang et al. (2017) starts from.
+
+Takes digits 3 min, on two cores.
 """
 
 from jaxclust import defaults
