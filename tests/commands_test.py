@@ -150,7 +150,7 @@ def test_the_list_names_each_config_with_a_line(capsys):
   assert all(line.split()[0] in commands.COMMANDS for line in commanded)
   lines = to_run + commanded
   assert sorted(line.split()[0] for line in lines) == NAMES
-  assert all(len(line) <= 110 for line in lines)
+  assert all(len(line) <= 120 for line in lines)
   assert all(line.endswith(('.', '?', ')')) for line in commanded)
   assert all(re.search(r'[.?] \(.*digits .*\)$', line) for line in to_run)
 
