@@ -16,6 +16,7 @@ import functools
 import os
 import pathlib
 import shlex
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ def run(
       of a benchmark differ; and for an unexpected error, whose traceback is
       kept in the run directory.
   """
+  if processes.are_several():
+    _check_shared(config.experiment)
   if not processes.leads():
     directory = processes.new_folder()
   if config.experiment == 'report':
@@ -117,6 +120,15 @@ def run(
       if processes.leads():
         console.results(summary, records.published(config))
   return path
+
+
+def _check_shared(name):
+  """Checks that several processes can share an experiment."""
+  if name not in EXPERIMENTS or not EXPERIMENTS[name].is_shared:
+    raise InputError(
+      f'config.experiment is {name!r}, which one process does alone: start it '
+      'once, without --coordinator, or with --num_processes=1'
+    )
 
 
 def _redraw(config, directory):
@@ -175,11 +187,6 @@ def _check(config):
       f'config.experiment is {name!r}, but there is no '
       f'config.{EXPERIMENTS[name].needs}: take a config that has it'
     )
-  if processes.are_several() and not EXPERIMENTS[name].is_shared:
-    raise InputError(
-      f'config.experiment is {name!r}, which one process does alone: start it '
-      'once, without --coordinator'
-    )
   seed, num_seeds = config.get('seed', 0), config.get('num_seeds', 1)
   checks.check_count('config.num_seeds', num_seeds)
   if not 0 <= seed <= 2**32 - num_seeds:
@@ -210,6 +217,9 @@ def _explaining_how_to_resume(
   except (InputError, RunError):
     raise
   except Exception as error:
+    if not processes.leads():  # whose folder is not kept
+      traceback.print_exception(error)
+      raise
     if getattr(error, 'errno', None) in _DISK_ERRORS:
       raise RunError(
         f'{place} cannot be written ({error.strerror}): make room, then {again}'

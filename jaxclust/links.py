@@ -26,11 +26,11 @@ _GONE = 3
 # Seconds in which all processes are to connect, and then to say who they are.
 _SECONDS_TO_CONNECT, _SECONDS_TO_SPEAK = 60, 5
 
+# Maximum number of characters in which a process says who it is.
+_MOST_CHARACTERS = 64
+
 # Seconds after which a process that waits for others says so.
 _SECONDS_OF_SILENCE = 2
-
-# Maximum number of characters in which a process does so.
-_MOST_CHARACTERS = 64
 
 # Seconds in which the end of a process explains the error of another one, and
 # seconds in which all others are to end.
@@ -68,13 +68,16 @@ def patience(seconds: float) -> Iterator[None]:
     met.set()
 
 
-def serve(host: str | None) -> tuple[socket.socket, dict]:
+def serve(host: str) -> tuple[socket.socket, dict]:
   """Process 0 listens; returns its socket, and where and how others reach it.
 
   Args:
-    host: its name or address; None to find one.
+    host: its name or address; '' to find one.
   """
-  server = socket.create_server(('', 0))
+  options = {}
+  if socket.has_dualstack_ipv6():
+    options = {'family': socket.AF_INET6, 'dualstack_ipv6': True}
+  server = socket.create_server(('', 0), **options)
   host, port = host or _own_address(), server.getsockname()[1]
   place = {'host': host, 'port': port, 'token': secrets.token_hex(8)}
   return server, place
@@ -97,9 +100,10 @@ def accept(server: socket.socket, token: str, count: int) -> None:
   Raises:
     OSError: if one does not connect in time.
   """
+  deadline = time.monotonic() + _SECONDS_TO_CONNECT
   with server:
-    server.settimeout(_SECONDS_TO_CONNECT)
     while len(_open.files) < count - 1:
+      server.settimeout(max(0.1, deadline - time.monotonic()))
       _introduce(server.accept()[0], token)
   _listen(_heard_by_first)
 
@@ -144,6 +148,7 @@ def _keep(link, file, number):
 
 def _listen(hear: Callable):
   """Waits in threads for the last words of the others."""
+  signals.before_the_end(_by_signal)
   for number, file in _open.files.items():
     listener = threading.Thread(target=hear, args=(number, file), daemon=True)
     _open.others.append(listener)
@@ -160,8 +165,8 @@ def _last_words(file):
 
 def _heard_by_first(number, file):
   words = _last_words(file)
-  if words:
-    time.sleep(_SECONDS_TO_EXPLAIN)
+  if words:  # process 0 may say the same itself, or know why
+    time.sleep(2 * _SECONDS_TO_EXPLAIN)
   # This thread is to end, as `end` waits for all that hear of a process.
   threading.Thread(target=_end_for, args=(number, words), daemon=True).start()
 
@@ -186,10 +191,9 @@ def _tell(text):
 
 def _heard_by_others(_, file):
   words = _last_words(file)
-  with _open.ends:
-    if not words:
-      _tell(_gone(0))
-    _leave(words.get('status', _GONE))
+  if not words:
+    _tell(_gone(0))
+  _leave(words.get('status', _GONE))
 
 
 def are_open() -> bool:
@@ -204,7 +208,7 @@ def fail(status: int, text: str) -> None:
     return
   if _open.number:
     _say(_open.files[0], status=status, text=text)
-    threading.Event().wait()  # for process 0 to end all
+    _wait()
   if status == _GONE:
     time.sleep(_SECONDS_TO_EXPLAIN)
   _open.ends.acquire()
@@ -213,7 +217,7 @@ def fail(status: int, text: str) -> None:
 def end(status: int) -> None:
   """Ends all processes when process 0 ends; in another one waits for that."""
   if _open.number:
-    threading.Event().wait()
+    _wait()
   _open.ends.acquire()
   while signals.is_saving():
     time.sleep(0.1)
@@ -223,6 +227,25 @@ def end(status: int) -> None:
   for other in _open.others:
     other.join(max(0, deadline - time.monotonic()))
   _leave(status)
+
+
+def _wait():
+  """Waits for process 0 to end all, which a signal asks it to do."""
+  if threading.current_thread() is threading.main_thread():
+    with signals.listening():
+      try:
+        threading.Event().wait()
+      except signals.Stopped as stopped:
+        _say(_open.files[0], status=stopped.status, text=str(stopped))
+        threading.Event().wait()
+  threading.Event().wait()
+
+
+def _by_signal(status, text):
+  """Ends all when a signal ends this process."""
+  fail(status, text)
+  _tell(text)
+  end(status)
 
 
 def _say(file, **words):

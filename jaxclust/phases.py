@@ -208,7 +208,8 @@ class _Saver:
           checkpoints.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
-      processes.most(0)  # until process 0 has saved
+      with signals.saving():
+        processes.most(0)  # until process 0 has saved
       raise signals.Stopped(stop)
 
 

@@ -7,6 +7,7 @@ it alone reads and writes the run directory. With one process nothing changes.
 Axes: N rows.
 """
 
+import collections
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclust import links, runtime
@@ -47,12 +48,14 @@ def join(
   Args:
     coordinator: `HOST:PORT` of process 0, where JAX connects all; 'auto' to let
       JAX find the others; None to do so where a launcher has started several.
-    num_processes: how many there are.
+    num_processes: how many there are; 1 without a coordinator to stay alone.
     process_id: which of them this is, from 0.
 
   Raises:
     InputError: if they cannot be joined.
   """
+  if (coordinator, num_processes, process_id) == (None, 1, None):
+    return
   named = [v is not None for v in (num_processes, process_id)]
   is_named = coordinator not in (None, 'auto')
   if any(named) != is_named or is_named != all(named):
@@ -60,7 +63,7 @@ def join(
       'name the processes by --coordinator=HOST:PORT, --num_processes and '
       '--process_id together, or by none of them'
     )
-  if coordinator is None and not _are_several():
+  if coordinator is None and not _are_started():
     return
   if is_named:
     _check_named(coordinator, num_processes, process_id)
@@ -71,9 +74,10 @@ def join(
     with links.patience(_SECONDS_TO_MEET):
       jax.distributed.initialize(
         *(address, num_processes, process_id),
-        initialization_timeout=2 * _SECONDS_TO_MEET,  # where JAX aborts
+        initialization_timeout=_SECONDS_TO_MEET + 60,  # JAX aborts then
       )
-      if jax.process_count() > 1:
+      if are_several():
+        _check_devices()
         _connect(address)
   except (OSError, RuntimeError, ValueError, TypeError) as error:
     raise InputError(
@@ -107,7 +111,17 @@ def _check_named(coordinator, num_processes, process_id):
     ) from error
 
 
-def _are_several():
+def _check_devices():
+  counts = collections.Counter(d.process_index for d in jax.devices())
+  if len(set(counts.values())) > 1:
+    raise InputError(
+      f'processes have {sorted(counts.values())} devices, and need the same '
+      'number each: on CPUs set XLA_FLAGS='
+      '--xla_force_host_platform_device_count=N'
+    )
+
+
+def _are_started():
   """Whether a launcher has started this process as one of several."""
   counts = [int(os.environ.get(name) or 1) for name in _COUNTS]
   return max(counts) > 1 or ',' in os.environ.get(_HOSTS, '')
@@ -117,7 +131,8 @@ def _connect(address):
   """Links this process with process 0."""
   server, place = None, {}
   if leads():
-    server, place = links.serve(address and address.rpartition(':')[0])
+    host = (address or '').rpartition(':')[0].strip('[]')
+    server, place = links.serve(host)
   place = json.loads(_told(json.dumps(place)))
   if leads():
     links.accept(server, place['token'], jax.process_count())
@@ -134,13 +149,13 @@ def _told(text):
 
 
 def are_several() -> bool:
-  """Whether this process is one of several."""
-  return links.are_open()
+  """Whether this process is one of several; JAX need not work yet."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def leads() -> bool:
   """Whether this is process 0, or the only one."""
-  return jax.process_index() == 0
+  return not are_several() or jax.process_index() == 0
 
 
 def new_folder() -> str:
@@ -152,16 +167,49 @@ def new_folder() -> str:
 
 def same(arrays: Any) -> Any:
   """A pytree of arrays as process 0 has it; all have one of its shapes."""
-  if jax.process_count() == 1:
+  if not are_several():
     return arrays
-  return jax.tree.map(jnp.asarray, multihost_utils.broadcast_one_to_all(arrays))
+
+  def of_first(array):
+    own = np.asarray(array)
+    return jnp.asarray(_gather(own if leads() else np.zeros_like(own), 'sum'))
+
+  return jax.tree.map(of_first, arrays)
+
+
+def _gather(own, how):
+  """What one of `_GATHERED` makes of the arrays `[...]` of all processes.
+
+  It lies on one device of each process, however many these have.
+  """
+  firsts = np.array(jax.devices()).reshape(jax.process_count(), -1)[:, 0]
+  mesh = Mesh(firsts, ('process',))
+  each = jax.make_array_from_callback(
+    (len(firsts), *own.shape),
+    NamedSharding(mesh, PartitionSpec('process')),
+    lambda index: own[None],
+  )
+  whole = NamedSharding(mesh, PartitionSpec())
+  found = _GATHERED[how](each, whole)
+  return np.asarray(found.addressable_data(0))
+
+
+_GATHERED = {
+  'all': jax.jit(lax.with_sharding_constraint, static_argnums=1),
+  'sum': jax.jit(
+    lambda a, to: lax.with_sharding_constraint(
+      a.sum(axis=0, dtype=a.dtype), to
+    ),
+    static_argnums=1,
+  ),
+}
 
 
 def most(number: int) -> int:
   """The largest of the numbers of all processes, each of which waits for it."""
-  if jax.process_count() == 1:
+  if not are_several():
     return number
-  return int(multihost_utils.process_allgather(np.int32(number)).max())
+  return int(_gather(np.int32(number), 'all').max())
 
 
 def check_same(name: str, text: str) -> None:
@@ -170,25 +218,26 @@ def check_same(name: str, text: str) -> None:
   Raises:
     InputError: if one has another.
   """
-  if jax.process_count() > 1 and _told(text) != text:
+  if are_several() and _told(text) != text:
     raise InputError(
       f'{name} of process {jax.process_index()} differ from those of process '
-      '0: give the same to all'
+      '0: give the same to all, or --num_processes=1 to runs of their own'
     )
 
 
 def by_shares(fn: Callable, x: jax.Array | np.ndarray) -> jax.Array:
   """An array `fn(x) [N, ...]` of rows `[N, ...]`, of which each process makes
   its share and gets the whole."""
-  count = jax.process_count()
-  if count == 1:
+  if not are_several():
     return fn(x)
+  count = jax.process_count()
   size = -(-len(x) // count)
   start = min(size * jax.process_index(), len(x) - size)
-  parts = multihost_utils.process_allgather(fn(x[start : start + size]))
+  parts = _gather(np.asarray(fn(x[start : start + size])), 'all')
   starts = np.minimum(size * np.arange(count), len(x) - size)
   again = size * np.arange(count) - starts  # rows that the part before has
-  return jnp.concatenate([p[n:] for p, n in zip(parts, again, strict=True)])
+  own = [part[n:] for part, n in zip(parts, again, strict=True)]
+  return jnp.asarray(np.concatenate(own))
 
 
 def share_rows(x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -197,7 +246,7 @@ def share_rows(x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
   Rows of weight 0 are added where the devices are no divisor of N. One process
   gets x as it is, and None.
   """
-  if jax.process_count() == 1:
+  if not are_several():
     return x, None
   mesh = Mesh(np.array(jax.devices()), ('rows',))
   missing = -len(x) % mesh.size
@@ -214,7 +263,7 @@ def replicate(mesh: Mesh, arrays: Any) -> Any:
   """Puts a pytree of arrays, the same in all processes, on all devices of a
   mesh."""
   everywhere = NamedSharding(mesh, PartitionSpec())
-  if jax.process_count() == 1:
+  if not are_several():
     return jax.device_put(arrays, everywhere)
 
   def put(array):

@@ -56,7 +56,8 @@ def fill(
     InputError: as `check_origin` does.
   """
   origin = check_origin(path, config, dataset)
-  processes.check_same('config, images or versions', _digest(config, origin))
+  common = [config.to_dict(), origin['data'], origin['versions']]
+  processes.check_same('config, images or versions', _digest(common))
   found, sections = find(path, seconds)
   if not processes.leads():
     return {}
@@ -112,9 +113,8 @@ def fill_within(config: Any, path: pathlib.Path) -> dict:
   return workdir.parse_object((path / 'summary.json').read_bytes())
 
 
-def _digest(config, origin):
-  """Of all that processes must have in common."""
-  text = json.dumps([config.to_dict(), origin], sort_keys=True)
+def _digest(content):
+  text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,8 +33,11 @@ class Stopped(BaseException):
     self.status = 128 + number
 
 
-# The first signal, and whether it has to wait for a check or a save.
-_requests = types.SimpleNamespace(number=None, waits=False, saves=False)
+# The first signal, whether it has to wait for a check or a save, and what is
+# called before a signal ends the process.
+_requests = types.SimpleNamespace(
+  number=None, waits=False, saves=False, farewell=None
+)
 
 
 @contextlib.contextmanager
@@ -108,9 +111,18 @@ def _watch(reader, heard):
 
 
 def _end(number):
+  stopped = Stopped(number)
+  if _requests.farewell is not None:
+    _requests.farewell(stopped.status, str(stopped))
   with contextlib.suppress(OSError):  # the terminal may be gone
-    os.write(2, f'error: {Stopped(number)}\n'.encode())
-  os._exit(128 + number)
+    os.write(2, f'error: {stopped}\n'.encode())
+  os._exit(stopped.status)
+
+
+def before_the_end(farewell: Callable) -> None:
+  """Lets `farewell(status, text)` tell others that a signal ends the process,
+  before it does, or in its place."""
+  _requests.farewell = farewell
 
 
 @contextlib.contextmanager

@@ -234,9 +234,15 @@ def _start_epoch(course, plan):
 
 def _embeddings(plan, params):
   """Embeddings `[N, D]` of all images by the network of one run."""
-  embed = functools.partial(encoding.embed, plan.method, params)
+  return _by_shares(encoding.embed, plan, params, plan.source)
+
+
+def _by_shares(fn, plan, params, images):
+  """What a function of `encoding` makes of images, each process of its own."""
   size = plan.options['batch_size']
-  return processes.by_shares(lambda images: embed(images, size), plan.source)
+  return processes.by_shares(
+    lambda own: fn(plan.method, params, own, size), images
+  )
 
 
 def _runs(params):
@@ -275,13 +281,11 @@ def _losses(state, plan):
     'train_loss': jax.device_get(state.loss_sum) / _images_of_an_epoch(plan)
   }
   if plan.validation is not None and validates(plan.method):
-    size = plan.options['batch_size']
     errors = [
-      encoding.errors(plan.method, own, plan.validation, size)
+      _by_shares(encoding.errors, plan, own, plan.validation)
       for own in _runs(here(state.params))
     ]
-    found = np.mean(jax.device_get(errors), axis=1)
-    losses['val_loss'] = np.asarray(processes.same(found))
+    losses['val_loss'] = np.mean(jax.device_get(errors), axis=1)
   return losses
 
 

@@ -17,11 +17,12 @@ FITS = {
   'k-means||': lambda key, x, weight: kmeans.fit(
     key, x, num_clusters=4, num_restarts=1, init='k-means||', metric='cosine'
   ),
-  'full': lambda key, x, weight: gmm.fit(
-    key, x, num_components=4, num_restarts=1, sample_weight=weight
-  ),
   'tied': lambda key, x, weight: gmm.fit(
-    key, x, num_components=4, num_restarts=1, covariance='tied', init='random'
+    *(key, x),
+    num_components=4,
+    num_restarts=1,
+    covariance='tied',
+    sample_weight=weight,
   ),
 }
 
