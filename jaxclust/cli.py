@@ -42,7 +42,7 @@ def run() -> None:
 
 def _end(status):
   """Exits; a stopped process does not wait for its devices."""
-  if links.are_open():
+  if links.are_begun():
     links.end(status)
   if status > 128:
     sys.stdout.flush()

@@ -39,9 +39,16 @@ _SECONDS_TO_EXPLAIN, _SECONDS_TO_END = 1, 5
 # Options of TCP, by which the end of a machine is noticed in 40 seconds.
 _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 3}
 
-# Connections by process, who ends this process, and folders to remove then.
+# Connections by process, the threads that listen to them, the number of this
+# process, what the thread holds that ends it, folders to remove then, and
+# whether it has met others.
 _open = types.SimpleNamespace(
-  files={}, others=[], number=0, ends=threading.RLock(), folders=[]
+  files={},
+  others=[],
+  number=0,
+  ends=threading.RLock(),
+  folders=[],
+  begun=False,
 )
 
 
@@ -49,7 +56,7 @@ _open = types.SimpleNamespace(
 def patience(seconds: float) -> Iterator[None]:
   """Says that this process waits for others, if it does, and ends it if they
   are not there within some seconds."""
-  met = threading.Event()
+  met, _open.begun = threading.Event(), True
 
   def watch():
     if not met.wait(_SECONDS_OF_SILENCE):
@@ -196,15 +203,15 @@ def _heard_by_others(_, file):
   _leave(words.get('status', _GONE))
 
 
-def are_open() -> bool:
-  """Whether this process is one of several."""
-  return bool(_open.files)
+def are_begun() -> bool:
+  """Whether this process has met others, or has tried to."""
+  return _open.begun
 
 
 def fail(status: int, text: str) -> None:
   """Says why this process cannot go on; returns in process 0 alone, which is
   to print it, and in a process without others."""
-  if not are_open():
+  if not _open.files:
     return
   if _open.number:
     _say(_open.files[0], status=status, text=text)

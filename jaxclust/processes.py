@@ -79,6 +79,8 @@ def join(
       if are_several():
         _check_devices()
         _connect(address)
+  except InputError:
+    raise
   except (OSError, RuntimeError, ValueError, TypeError) as error:
     raise InputError(
       f'the other processes cannot be joined ({one_line(error)}): start all of '
