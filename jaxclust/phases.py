@@ -107,7 +107,7 @@ def _restored(path, phase, like):
   found = None
   if processes.leads():
     found = checkpoints.restore(path, phase, like)
-  if not processes.same(np.bool_(found is not None)):
+  if not processes.first_says(found is not None):
     return None
   step, state = processes.same(found or (np.int32(0), like))
   return int(step), state

@@ -357,6 +357,8 @@ def _cluster(config, path, seed, found, seconds):
     console.say(f'{name}: {family} covariances in {x.shape[1]} dimensions')
   with timed(seconds, name, quietly=True):
     result, state = phases.cluster(path, name, seed, x, options)
+  if not processes.leads():
+    return found.own, {}, np.empty((0, 0))
   clusters = clusterer.clusters(result)
   fit = {
     'stop_reason': StopReason(int(result.stop_reason)).name.lower(),

@@ -179,6 +179,11 @@ def same(arrays: Any) -> Any:
   return jax.tree.map(of_first, arrays)
 
 
+def first_says(is_so: bool) -> bool:
+  """Whether it is so in process 0."""
+  return bool(same(np.bool_(is_so)))
+
+
 def _gather(own, how):
   """What one of `_GATHERED` makes of the arrays `[...]` of all processes.
 

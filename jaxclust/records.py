@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclust import (
@@ -102,7 +101,7 @@ def _write_page(path, config, summary, sections, command):
 def fill_within(config: Any, path: pathlib.Path) -> dict:
   """The summary of a run of images to clusters, in a folder of another run;
   makes the run unless it is finished. {} in processes that do not lead."""
-  if not processes.same(np.bool_(workdir.check(path, config.to_dict()))):
+  if not processes.first_says(workdir.check(path, config.to_dict())):
     with recorded_warnings() as messages:
       dataset, find = pipeline.prepare(config)
       with workdir.claim(path, config.to_dict()):

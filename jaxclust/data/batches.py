@@ -36,7 +36,7 @@ def place(
   """
   if placement == 'auto':
     total = sum(array.nbytes for array in images)
-    fits = processes.same(np.bool_(total <= memory.device_bytes() / 2))
+    fits = processes.first_says(total <= memory.device_bytes() / 2)
     placement = 'device' if fits else 'host'
   convert = jnp.asarray if placement == 'device' else np.asarray
   return [convert(array) for array in images]
