@@ -44,6 +44,7 @@ class ConvAutoencoder(nn.Module):
   features: Sequence[int] = (16, 8, 8)
   dtype: Any = jnp.float32
   part = 32  # so that what lies between two layers fits the cache of a core
+  uses_all_cores = False
 
   def setup(self):
     channels = self.image_shape[-1]
@@ -150,6 +151,7 @@ class DenseAutoencoder(nn.Module):
   features: Sequence[int] = (500, 500, 2000, 10)
   dtype: Any = jnp.float32
   part = 0  # so that the weights, which exceed the cache, are read once
+  uses_all_cores = True  # as XLA spreads large products over them
 
   def setup(self):
     widths = [*reversed(self.features[:-1]), math.prod(self.image_shape)]
@@ -246,6 +248,7 @@ class StridedEncoder(nn.Module):
   features: Sequence[int] = (32, 64, 128, 256)
   dtype: Any = jnp.float32
   sees: str = 'image'
+  uses_all_cores = False
 
   @nn.compact
   def encode(self, images: jax.Array, mean_of: Any = None) -> jax.Array:

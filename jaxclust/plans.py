@@ -158,7 +158,7 @@ def plan(
   num_steps = batches.steps_per_epoch(
     len(numbers), batch_size, only_whole=method.couples
   )
-  mesh = steps.make_mesh(method.operations, batch_size)
+  mesh = steps.make_mesh(method.operations, batch_size, network.uses_all_cores)
   drawn = {n: options[n] for n in ('clip_norm', 'momentum', 'weight_decay')}
   drawn |= {'augmentation': augmentation_of(options)}
   drawn = jax.tree.map(np.float32, drawn) | {

@@ -72,13 +72,16 @@ def learning_rates(num_steps_per_epoch: int, options: dict) -> np.ndarray:
   return np.float32(options['learning_rate'] * shares)
 
 
-def make_mesh(operations: int, batch_size: int) -> Mesh:
+def make_mesh(
+  operations: int, batch_size: int, uses_all_cores: bool = False
+) -> Mesh:
   """The devices that are to share each batch: as many as it keeps busy, and
   at least one of each process.
 
   Args:
     operations: of a network for one image.
     batch_size: B.
+    uses_all_cores: whether it keeps all cores busy as one device.
   """
   devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
   on_cpu = devices[0, 0].platform == 'cpu'
@@ -86,6 +89,8 @@ def make_mesh(operations: int, batch_size: int) -> Mesh:
   shares = 3 * batch_size * operations // share
   most = min(devices.size, batch_size // _FEWEST_IMAGES, shares)
   of_each = max(1, int(most) // len(devices))  # of a process
+  if on_cpu and uses_all_cores:
+    of_each = 1
   return Mesh(devices[:, :of_each].reshape(-1), (_BATCH,))
 
 

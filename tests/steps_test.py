@@ -234,6 +234,13 @@ def test_a_small_batch_stays_on_one_device(features, batch_size, count):
   assert mesh.size == count
 
 
+def test_dense_networks_have_all_cores_as_one_device():
+  network = networks.build((28, 28, 1), name='mlp')
+  operations = network.count_operations()
+  assert steps.make_mesh(operations, 256).size == 2
+  assert steps.make_mesh(operations, 256, network.uses_all_cores).size == 1
+
+
 @pytest.mark.parametrize(
   ('num_images', 'most'), [(1, 32), (32, 32), (33, 32), (70, 32), (33, 0)]
 )
