@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
   0: the run is finished, now or already before. 2: the input cannot be used.
   3: the run cannot go on, because the training diverged, the disk is full, the
   results of a benchmark differ, another process of the run is gone, or an
-  unexpected error occurred. 129, 130 and
-  143: SIGHUP, Ctrl-C or SIGTERM stopped the run, which has saved its state.
+  unexpected error occurred. 129, 130 and 143: SIGHUP, Ctrl-C or SIGTERM stopped
+  the run, which has saved its state.
 
   Each error is one line on stderr. `--debug` prints the traceback of an
   unexpected one before that line.

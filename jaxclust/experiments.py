@@ -16,7 +16,6 @@ import functools
 import os
 import pathlib
 import shlex
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -217,8 +216,7 @@ def _explaining_how_to_resume(
   except (InputError, RunError):
     raise
   except Exception as error:
-    if not processes.leads():  # whose folder is not kept
-      traceback.print_exception(error)
+    if not processes.leads():  # its folder is not kept
       raise
     if getattr(error, 'errno', None) in _DISK_ERRORS:
       raise RunError(

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -36,15 +37,17 @@ _SECONDS_OF_SILENCE = 2
 # seconds in which all others are to end.
 _SECONDS_TO_EXPLAIN, _SECONDS_TO_END = 1, 5
 
-# Options of TCP, by which the end of a machine is noticed in 40 seconds.
+# Options of TCP, by which the end of a machine is noticed in 40 seconds, also
+# where it has not confirmed what was said.
 _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 3}
+_KEEPALIVE['TCP_USER_TIMEOUT'] = 40_000  # milliseconds
 
 # Connections by process, the threads that listen to them, the number of this
-# process, what the thread holds that ends it, folders to remove then, and
-# whether it has met others.
+# process, what the thread that ends it holds for good, folders to remove then,
+# and whether it has met others.
 _open = types.SimpleNamespace(
   files={},
-  others=[],
+  listeners=[],
   number=0,
   ends=threading.RLock(),
   folders=[],
@@ -56,7 +59,8 @@ _open = types.SimpleNamespace(
 def patience(seconds: float) -> Iterator[None]:
   """Says that this process waits for others, if it does, and ends it if they
   are not there within some seconds."""
-  met, _open.begun = threading.Event(), True
+  _open.begun = True
+  met = threading.Event()
 
   def watch():
     if not met.wait(_SECONDS_OF_SILENCE):
@@ -79,26 +83,26 @@ def serve(host: str) -> tuple[socket.socket, dict]:
   """Process 0 listens; returns its socket, and where and how others reach it.
 
   Args:
-    host: its name or address; '' to find one.
+    host: its name or address; '' to find some.
   """
   options = {}
   if socket.has_dualstack_ipv6():
     options = {'family': socket.AF_INET6, 'dualstack_ipv6': True}
   server = socket.create_server(('', 0), **options)
-  host, port = host or _own_address(), server.getsockname()[1]
-  place = {'host': host, 'port': port, 'token': secrets.token_hex(8)}
-  return server, place
+  hosts, port = [host] if host else _own_hosts(), server.getsockname()[1]
+  return server, {'hosts': hosts, 'port': port, 'token': secrets.token_hex(8)}
 
 
-def _own_address():
-  """The address that packets to other machines would have."""
+def _own_hosts():
+  """The name of this machine, and the address of packets that leave it."""
+  hosts = [socket.gethostname()]
   with (
-    contextlib.suppress(OSError),  # there may be no network
+    contextlib.suppress(OSError),  # there may be no way out
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
   ):
     probe.connect(('192.0.2.1', 1))  # sends nothing
-    return probe.getsockname()[0]
-  return '127.0.0.1'
+    hosts.append(probe.getsockname()[0])
+  return hosts
 
 
 def accept(server: socket.socket, token: str, count: int) -> None:
@@ -133,13 +137,21 @@ def reach(place: dict, number: int) -> None:
   Raises:
     OSError: if it cannot.
   """
-  address = place['host'], place['port']
-  link = socket.create_connection(address, _SECONDS_TO_CONNECT)
+  link = _connect(place['hosts'], place['port'])
   file = link.makefile('rw')
   print(place['token'], number, file=file, flush=True)
-  _keep(link, file, 0)
   _open.number = number
+  _keep(link, file, 0)
   _listen(_heard_by_others)
+
+
+def _connect(hosts, port):
+  """A connection with the first host that answers."""
+  *some, last = hosts
+  for host in some:
+    with contextlib.suppress(OSError):
+      return socket.create_connection((host, port), _SECONDS_TO_SPEAK)
+  return socket.create_connection((last, port), _SECONDS_TO_CONNECT)
 
 
 def _keep(link, file, number):
@@ -158,7 +170,7 @@ def _listen(hear: Callable):
   signals.before_the_end(_by_signal)
   for number, file in _open.files.items():
     listener = threading.Thread(target=hear, args=(number, file), daemon=True)
-    _open.others.append(listener)
+    _open.listeners.append(listener)
     listener.start()
 
 
@@ -172,14 +184,16 @@ def _last_words(file):
 
 def _heard_by_first(number, file):
   words = _last_words(file)
-  if words:  # process 0 may say the same itself, or know why
-    time.sleep(2 * _SECONDS_TO_EXPLAIN)
-  # This thread is to end, as `end` waits for all that hear of a process.
+  # This thread ends when the process has, for which `end` waits.
   threading.Thread(target=_end_for, args=(number, words), daemon=True).start()
+  with contextlib.suppress(OSError, ValueError):
+    file.read()
 
 
 def _end_for(number, words):
-  """Ends all since a process has ended; after process 0 it is no news."""
+  """Ends all since a process has ended, unless process 0 ends them itself."""
+  if words:  # process 0 may say the same, or hear of another that is gone
+    time.sleep(2 * _SECONDS_TO_EXPLAIN)
   _open.ends.acquire()
   _tell(f'process {number}: {words["text"]}' if words else _gone(number))
   end(words.get('status', _GONE))
@@ -216,41 +230,48 @@ def fail(status: int, text: str) -> None:
   if _open.number:
     _say(_open.files[0], status=status, text=text)
     _wait()
+  _ignore_signals()
   if status == _GONE:
     time.sleep(_SECONDS_TO_EXPLAIN)
   _open.ends.acquire()
+
+
+def _ignore_signals():
+  """Lets no signal disturb what ends all anyway."""
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, signal.SIG_IGN)
 
 
 def end(status: int) -> None:
   """Ends all processes when process 0 ends; in another one waits for that."""
   if _open.number:
     _wait()
+  _ignore_signals()
   _open.ends.acquire()
   while signals.is_saving():
     time.sleep(0.1)
   for file in _open.files.values():
     _say(file, status=status)
   deadline = time.monotonic() + _SECONDS_TO_END
-  for other in _open.others:
-    other.join(max(0, deadline - time.monotonic()))
+  for listener in _open.listeners:
+    listener.join(max(0, deadline - time.monotonic()))
   _leave(status)
 
 
 def _wait():
-  """Waits for process 0 to end all, which a signal asks it to do."""
-  if threading.current_thread() is threading.main_thread():
-    with signals.listening():
-      try:
-        threading.Event().wait()
-      except signals.Stopped as stopped:
-        _say(_open.files[0], status=stopped.status, text=str(stopped))
-        threading.Event().wait()
-  threading.Event().wait()
+  """Waits for process 0 to end all; a signal asks it to do so."""
+  with signals.listening(), signals.postponed():
+    threading.Event().wait()
 
 
 def _by_signal(status, text):
   """Ends all when a signal ends this process."""
-  fail(status, text)
+  if _open.number:
+    _say(_open.files[0], status=status, text=text)
+    time.sleep(_SECONDS_TO_END)
+    return
+  _open.ends.acquire()
   _tell(text)
   end(status)
 

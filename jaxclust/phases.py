@@ -11,6 +11,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -109,7 +110,8 @@ def _restored(path, phase, like):
     found = checkpoints.restore(path, phase, like)
   if not processes.first_says(found is not None):
     return None
-  step, state = processes.same(found or (np.int32(0), like))
+  step, state = found or (0, like)
+  step, state = processes.same((np.int32(step), state))
   return int(step), state
 
 
@@ -144,7 +146,8 @@ def cluster(
       state, scores = clusterer.run(
         state, x, num_steps, sample_weight=weight, **run_options
       )
-      state = _on_one_device(state)
+      if processes.are_several():
+        state = _on_one_device(state)
       last, step = step, int(state.num_steps.max())
       scores = np.asarray(clusterer.in_units(state, scores[: step - last]))
       best = getattr(clusterer.best(state), clusterer.score)
@@ -208,8 +211,9 @@ class _Saver:
           checkpoints.save(self.path, self.phase, step, state)
       self.last, self._time = step, time.monotonic()
     if stop:
-      with signals.saving():
-        processes.most(0)  # until process 0 has saved
+      waits = signals.saving() if not processes.leads() else nullcontext()
+      with waits:  # until process 0 has saved
+        processes.meet()
       raise signals.Stopped(stop)
 
 

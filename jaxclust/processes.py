@@ -8,6 +8,7 @@ Axes: N rows.
 """
 
 import collections
+import hashlib
 import json
 import os
 import socket
@@ -172,11 +173,9 @@ def same(arrays: Any) -> Any:
   if not are_several():
     return arrays
 
-  def of_first(array):
-    own = np.asarray(array)
-    return jnp.asarray(_gather(own if leads() else np.zeros_like(own), 'sum'))
-
-  return jax.tree.map(of_first, arrays)
+  return jax.tree.map(
+    lambda a: jnp.asarray(_gather(np.asarray(a), 'first')), arrays
+  )
 
 
 def first_says(is_so: bool) -> bool:
@@ -203,29 +202,35 @@ def _gather(own, how):
 
 _GATHERED = {
   'all': jax.jit(lax.with_sharding_constraint, static_argnums=1),
-  'sum': jax.jit(
-    lambda a, to: lax.with_sharding_constraint(
-      a.sum(axis=0, dtype=a.dtype), to
-    ),
-    static_argnums=1,
+  'first': jax.jit(
+    lambda a, to: lax.with_sharding_constraint(a[0], to), static_argnums=1
   ),
 }
 
 
 def most(number: int) -> int:
-  """The largest of the numbers of all processes, each of which waits for it."""
+  """The largest of the numbers of all processes."""
   if not are_several():
     return number
   return int(_gather(np.int32(number), 'all').max())
 
 
-def check_same(name: str, text: str) -> None:
-  """Checks that all processes have the same text, at most 512 bytes of it.
+def meet() -> None:
+  """Waits until all processes have come here."""
+  most(0)
+
+
+def check_same(name: str, content: Any) -> None:
+  """Checks that all processes have the same content, as JSON.
 
   Raises:
     InputError: if one has another.
   """
-  if are_several() and _told(text) != text:
+  if not are_several():
+    return
+  text = json.dumps(content, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  if _told(digest) != digest:
     raise InputError(
       f'{name} of process {jax.process_index()} differ from those of process '
       '0: give the same to all, or --num_processes=1 to runs of their own'

@@ -4,8 +4,6 @@ A run may be part of another one, in a folder of its own there.
 """
 
 import contextlib
-import hashlib
-import json
 import pathlib
 import re
 import shutil
@@ -56,7 +54,7 @@ def fill(
   """
   origin = check_origin(path, config, dataset)
   common = [config.to_dict(), origin['data'], origin['versions']]
-  processes.check_same('config, images or versions', _digest(common))
+  processes.check_same('config, images or versions', common)
   found, sections = find(path, seconds)
   if not processes.leads():
     return {}
@@ -110,11 +108,6 @@ def fill_within(config: Any, path: pathlib.Path) -> dict:
   if not processes.leads():
     return {}
   return workdir.parse_object((path / 'summary.json').read_bytes())
-
-
-def _digest(content):
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def published(config: Any) -> dict:

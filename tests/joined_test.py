@@ -131,20 +131,24 @@ def test_processes_end_together_and_the_run_goes_on_with_another_number(
   assert statuses == [143, 143], said
   assert lines(said[0]) == ['error: stopped by SIGTERM']
   assert not lines(said[1])
-  saved = epochs(path)[-1]['epoch']
+  saved = epochs(path)
 
-  running = started(path, *flags)
-  wait_for_epochs(path, saved)
-  running[0].kill()
-  statuses, said = together.wait(running)
-  assert statuses == [-signal.SIGKILL, 3], said
-  assert len(lines(said[1])) == 1
-  assert 'process 0 is gone' in said[1]
+  for killed, other in ((0, 1), (1, 0)):
+    running = started(path, *flags)
+    wait_for_epochs(path, epochs(path)[-1]['epoch'])
+    running[killed].kill()
+    statuses, said = together.wait(running)
+    assert statuses[killed] == -signal.SIGKILL
+    assert statuses[other] == 3, said
+    (line,) = lines(said[other])
+    assert f'process {killed} is gone' in line
+    assert 'Traceback' not in said[other]
 
   assert launch.main(['launch.py', *flags, f'--workdir={path}']) == 0
   out = capsys.readouterr().out
   assert 'computed with 4 of cpu (cpu) of 2 processes' in out
   assert [r['epoch'] for r in epochs(path)] == list(range(1, _EPOCHS + 1))
+  assert epochs(path)[: len(saved)] == saved  # which were not made again
 
 
 @pytest.mark.slow
@@ -179,12 +183,12 @@ def test_who_does_not_know_the_token_is_no_process(monkeypatch):
   accepting.start()
   address = '127.0.0.1', place['port']
   for text in (b'GET / HTTP/1.1\n', b'\xff\n'):
-    with socket.create_connection(address) as stranger:
+    with socket.create_connection(address, 10) as stranger:
       stranger.sendall(text)
       assert not stranger.recv(1)
-  with socket.create_connection(address) as other:
+  with socket.create_connection(address, 10) as other:
     other.sendall(f'{place["token"]} 1\n'.encode())
-    accepting.join()
+    accepting.join(10)
     (file,) = links._open.files.values()
     file.close()
 
@@ -253,6 +257,9 @@ def test_shares_of_processes_are_all_rows_once(num_rows, count, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_getaffinity'), reason='no one tells how many'
+)
 def test_a_process_alone_has_all_cores(tmp_path):
   """JAX does not work before it has been told of them."""
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
@@ -264,3 +271,19 @@ def test_a_process_alone_has_all_cores(tmp_path):
   cores = len(os.sched_getaffinity(0))
   told = json.loads(manifest.read_text())['devices']
   assert told == f'{cores} of cpu (cpu)'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('asked', [(0,), (1,), (0, 1)])
+def test_a_signal_at_any_time_ends_all(asked, tmp_path):
+  """While process 0 scores, and the other one waits for it."""
+  running = started(tmp_path / 'run', *FLAGS)
+  deadline = time.monotonic() + 100
+  while not (tmp_path / 'run/model.npz').exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  for number in asked:
+    running[number].send_signal(signal.SIGTERM)
+  statuses, said = together.wait(running)
+  assert statuses in ([143, 143], [0, 0]), said  # it may have come too late
+  assert [len(lines(text)) for text in said] == [bool(statuses[0]), 0]

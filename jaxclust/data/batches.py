@@ -113,10 +113,13 @@ def batches(
   """
   by_images = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-  def send(part):
-    if isinstance(images, jax.Array):
+  if isinstance(images, jax.Array):
+    for part in parts:
       numbers = processes.replicate(mesh, part)
-      return images, numbers, numbers
+      yield images, numbers, numbers
+    return
+
+  def send(part):
     missing = (0, 0), (0, 0), (0, -part.shape[2] % mesh.size)
     part = np.pad(np.asarray(part), missing, constant_values=-1)
     shares = np.stack(np.split(part, mesh.size, axis=2))  # [devices, R, S, B]
