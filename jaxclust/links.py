@@ -37,6 +37,9 @@ _SECONDS_OF_SILENCE = 2
 # seconds in which all others are to end.
 _SECONDS_TO_EXPLAIN, _SECONDS_TO_END = 1, 5
 
+# Seconds after which a stopped process no longer waits for process 0 to save.
+_SECONDS_TO_SAVE = 60
+
 # Options of TCP, by which the end of a machine is noticed in 40 seconds, also
 # where it has not confirmed what was said.
 _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 3}
@@ -193,7 +196,8 @@ def _heard_by_first(number, file):
 def _end_for(number, words):
   """Ends all since a process has ended, unless process 0 ends them itself."""
   if words:  # process 0 may say the same, or hear of another that is gone
-    time.sleep(2 * _SECONDS_TO_EXPLAIN)
+    is_odd = words.get('status', _GONE) == _GONE
+    time.sleep(_SECONDS_TO_EXPLAIN * (2 if is_odd else 0.5))
   _open.ends.acquire()
   _tell(f'process {number}: {words["text"]}' if words else _gone(number))
   end(words.get('status', _GONE))
@@ -261,8 +265,14 @@ def end(status: int) -> None:
 
 def _wait():
   """Waits for process 0 to end all; a signal asks it to do so."""
-  with signals.listening(), signals.postponed():
-    threading.Event().wait()
+  try:
+    with signals.listening():
+      threading.Event().wait()
+  except signals.Stopped as stopped:
+    _say(_open.files[0], status=stopped.status, text=str(stopped))
+    _ignore_signals()
+    time.sleep(_SECONDS_TO_SAVE)
+    _leave(stopped.status)
 
 
 def _by_signal(status, text):
