@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxclust import encoding, processes, steps
 from jaxclust.data import batches
@@ -248,7 +249,12 @@ def _by_shares(fn, plan, params, images):
 def _runs(params):
   """The pytrees of the runs of a pytree `[R, ...]`."""
   num_runs = len(jax.tree.leaves(params)[0])
-  return [jax.tree.map(lambda a: a[r], params) for r in range(num_runs)]  # noqa: B023
+  # By numbers that are constants: JAX 0.8 would send them to the device.
+  take = functools.partial(lax.index_in_dim, keepdims=False)
+  return [
+    jax.tree.map(functools.partial(take, index=r), params)
+    for r in range(num_runs)
+  ]
 
 
 @jax.jit
