@@ -124,21 +124,7 @@ def _parse(argv):
   Raises:
     ValueError: if a flag or the config cannot be used.
   """
-  first = flags.FlagValues()
-  text = 'An experiment, as configs/gmm.py or configs/gmm.py:digits.'
-  flags.DEFINE_string('config', None, text, flag_values=first)
-  text = 'The run directory; a new one under runs/ by default.'
-  flags.DEFINE_string('workdir', None, text, flag_values=first)
-  text = 'Whether to resume a run that began with other versions of libraries.'
-  flags.DEFINE_boolean('allow_upgrade', False, text, flag_values=first)
-  text = 'Whether to print the traceback of an unexpected error.'
-  flags.DEFINE_boolean('debug', False, text, flag_values=first)
-  text = 'HOST:PORT of process 0 of several; auto lets JAX find it.'
-  flags.DEFINE_string('coordinator', None, text, flag_values=first)
-  text = 'How many processes work on the run together.'
-  flags.DEFINE_integer('num_processes', None, text, 1, flag_values=first)
-  text = 'Which of them this is, from 0.'
-  flags.DEFINE_integer('process_id', None, text, 0, flag_values=first)
+  first = _launcher_flags()
   words, asks = [w for w in argv[1:] if w not in _HELP], _HELP & set(argv)
   if words == ['list']:
     print(commands.listing())
@@ -180,6 +166,26 @@ def _parse(argv):
       f'{stray[0]!r} belongs to no flag: write --config.key=value'
     )
   return config, first
+
+
+def _launcher_flags():
+  """The flags of the launcher, which every config has."""
+  own = flags.FlagValues()
+  text = 'An experiment, as configs/gmm.py or configs/gmm.py:digits.'
+  flags.DEFINE_string('config', None, text, flag_values=own)
+  text = 'The run directory; a new one under runs/ by default.'
+  flags.DEFINE_string('workdir', None, text, flag_values=own)
+  text = 'Whether to resume a run that began with other versions of libraries.'
+  flags.DEFINE_boolean('allow_upgrade', False, text, flag_values=own)
+  text = 'Whether to print the traceback of an unexpected error.'
+  flags.DEFINE_boolean('debug', False, text, flag_values=own)
+  text = 'HOST:PORT of process 0 of several; auto lets JAX find it.'
+  flags.DEFINE_string('coordinator', None, text, flag_values=own)
+  text = 'How many processes work on the run together.'
+  flags.DEFINE_integer('num_processes', None, text, 1, flag_values=own)
+  text = 'Which of them this is, from 0.'
+  flags.DEFINE_integer('process_id', None, text, 0, flag_values=own)
+  return own
 
 
 def _help(first, command):

@@ -186,7 +186,8 @@ def first_says(is_so: bool) -> bool:
 def _gather(own, how):
   """What one of `_GATHERED` makes of the arrays `[...]` of all processes.
 
-  It lies on one device of each process, however many these have.
+  It lies on one device of each process, however many these have, where JAX's
+  `multihost_utils` has a copy on each.
   """
   firsts = np.array(jax.devices()).reshape(jax.process_count(), -1)[:, 0]
   mesh = Mesh(firsts, ('process',))

@@ -156,12 +156,15 @@ def train_steps(
     return _side_by_side(one_run, state, keys, targets, rows, numbers)
 
   if mesh is not None:
-    missing = ((0, 0), (0, 0), (0, -rows.shape[2] % mesh.size))
-    rows, numbers = (
-      jnp.pad(a, missing, constant_values=-1) for a in (rows, numbers)
-    )
+    rows, numbers = (_padded(a, mesh.size) for a in (rows, numbers))
     steps = _shared_by(mesh, steps, are_shares)
   return steps(state, images, keys, targets, rows, numbers, learning_rates)
+
+
+def _padded(rows, count):
+  """Rows `[R, S, B]` with B a multiple of the count; -1 is none."""
+  missing = (0, 0), (0, 0), (0, -rows.shape[2] % count)
+  return jnp.pad(rows, missing, constant_values=-1)
 
 
 def _shared_by(mesh, steps, are_shares):
